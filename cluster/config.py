@@ -1,0 +1,131 @@
+"""Where things run and how hyperparameters are searched. Pure schemas: no Ray, fast to load."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Scalar = bool | int | float | str
+
+
+class Schema(BaseModel):
+    """A frozen section of the pipeline file; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class WorkerConfig(Schema):
+    """What one process is given."""
+
+    cpus: PositiveInt = 1
+    """CPU cores, and threads, of one process."""
+
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs of one process; a fraction shares one."""
+
+
+class GangConfig(WorkerConfig):
+    """Processes that train one model together."""
+
+    workers: PositiveInt = 1
+    """Processes; each holds one rank."""
+
+    micro_batch_size: PositiveInt | None = None
+    """Sequences of one forward pass on one worker; derived when absent. Changes no result."""
+
+
+class RetryConfig(Schema):
+    """What happens when the cluster, not the code, breaks a step."""
+
+    max_attempts: PositiveInt = 3
+    """Times a step, a gang or a trial is started before it counts as failed."""
+
+    delay_s: Annotated[float, Field(ge=0.0)] = 2.0
+    """Pause before the second attempt; doubles with each further one."""
+
+
+class ClusterConfig(Schema):
+    """Where the pipeline runs. No part of any identity."""
+
+    address: str | None = None
+    """A running Ray cluster (`host:port` or `auto`); absent, a local Ray is started and ended."""
+
+    pretrain: GangConfig = GangConfig()
+    """The workers of pretraining."""
+
+    trials: WorkerConfig = WorkerConfig()
+    """One fine-tuning trial."""
+
+    retry: RetryConfig = RetryConfig()
+    """Retries of what the cluster broke."""
+
+    @model_validator(mode="after")
+    def _no_ray_client(self) -> Self:
+        if self.address and self.address.startswith("ray://"):
+            raise ValueError(
+                "ray:// (Ray Client) cannot run Ray Train or Tune; give the cluster's GCS address, "
+                "for example head-node:6379, and run on a machine of that cluster"
+            )
+        return self
+
+
+class Range(Schema):
+    """A continuous or integer dimension of a search space; exactly one field is set."""
+
+    uniform: tuple[float, float] | None = None
+    """Lower and upper bound."""
+
+    loguniform: tuple[float, float] | None = None
+    """Lower and upper bound, both above zero; uniform in the logarithm."""
+
+    randint: tuple[int, int] | None = None
+    """Smallest and largest integer, both included."""
+
+    @model_validator(mode="after")
+    def _one_range(self) -> Self:
+        given = {name: bounds for name, bounds in self if bounds is not None}
+        if len(given) != 1:
+            raise ValueError("give exactly one of uniform, loguniform, randint")
+        (name, (low, high)), *_ = given.items()
+        if not low < high:
+            raise ValueError(f"{name}: the lower bound {low} must be below the upper bound {high}")
+        if name == "loguniform" and low <= 0:
+            raise ValueError(f"loguniform: the lower bound {low} must be above zero")
+        return self
+
+
+class SearchConfig(Schema):
+    """A search over hyperparameters: which points, and which are given up early."""
+
+    trials: PositiveInt
+    """Configurations to try."""
+
+    searcher: Literal["random", "tpe"] = "random"
+    """`tpe` is Optuna's tree-structured Parzen estimator."""
+
+    scheduler: Literal["none", "asha"] = "none"
+    """`asha` stops trials that fall behind (arXiv:1810.05934)."""
+
+    grace_epochs: PositiveInt = 1
+    """ASHA's first rung: epochs every trial may run."""
+
+    reduction_factor: Annotated[int, Field(ge=2)] = 2
+    """ASHA keeps one in this many trials at each rung."""
+
+    space: dict[str, Range | Annotated[list[Scalar], Field(min_length=1)] | Scalar] = {}
+    """By hyperparameter: a range, a list of choices, or one value."""
+
+    seed: int = 0
+    """Of the searcher."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ranges_first(cls, data: Any) -> Any:
+        """Validate mappings as ranges here, so that errors speak of the range alone."""
+        if isinstance(data, dict) and isinstance(data.get("space"), dict):
+            space = {
+                name: Range.model_validate(value) if isinstance(value, dict) else value
+                for name, value in data["space"].items()
+            }
+            return {**data, "space": space}
+        return data

@@ -1,0 +1,111 @@
+"""Ray Train: N workers around one function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.exceptions import RayActorError, RayError
+from ray.train import RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from cluster.config import GangConfig
+from cluster.interface import Metrics, Reporter, TaskFailedError, WorkerLostError
+from cluster.logs import redirected
+
+# Ray Train raises these for a worker that is gone; their module is not public.
+_LOST_WORKER_ERRORS = {"WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError"}
+# What gloo and NCCL tell the survivors when a peer dies in the middle of a collective.
+_LOST_PEER_SIGNS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "remote process exited",
+)
+
+
+class RayReporter:
+    """Sends a rank's metrics to Ray Train."""
+
+    def report(self, metrics: Metrics) -> None:
+        """Collective: every rank reports the same number of times."""
+        ray.train.report(dict(metrics))
+
+
+class _ForwardReports(UserCallback):  # type: ignore[misc]
+    """Runs in Ray Train's controller and hands on what rank 0 reports."""
+
+    def __init__(self, on_report: Callable[[Metrics], None]) -> None:
+        self._on_report = on_report
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Called when every rank has reported."""
+        self._on_report(metrics[0])
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """What Ray Train calls on each worker."""
+
+    function: Callable[[Reporter], None]
+    log: Path
+
+    def __call__(self) -> None:
+        rank = ray.train.get_context().get_world_rank()
+        with redirected(self.log.with_suffix(f".rank{rank}.log")):
+            self.function(RayReporter())
+
+
+def run(
+    function: Callable[[Reporter], None],
+    gang: GangConfig,
+    *,
+    name: str,
+    directory: Path,
+    log: Path,
+    on_report: Callable[[Metrics], None],
+) -> None:
+    """Run `function` once on every rank of `gang`; one attempt, no retries.
+
+    Raises:
+        TaskFailedError: a rank raised.
+        WorkerLostError: a process or node was lost.
+    """
+    resources = {"CPU": gang.cpus, "GPU": gang.gpus}
+    trainer = TorchTrainer(
+        _Rank(function, log),
+        torch_config=TorchConfig(backend="nccl" if gang.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=gang.workers, use_gpu=bool(gang.gpus), resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=name, storage_path=str(directory), callbacks=[_ForwardReports(on_report)]
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise _translated(error) from error
+    except (TrainingFailedError, RayActorError) as error:
+        raise WorkerLostError(f"{type(error).__name__}: {error}") from error
+
+
+def _translated(error: WorkerGroupError) -> TaskFailedError | WorkerLostError:
+    """The cause among the ranks' errors: when one dies, the others fail in its wake."""
+    causes = error.worker_failures
+    lost = [rank for rank, cause in causes.items() if _is_lost(cause)]
+    if lost:
+        return WorkerLostError(f"rank {lost[0]} of the gang was lost: {causes[lost[0]]}")
+    return TaskFailedError.of(next(iter(causes.values())))
+
+
+def _is_lost(cause: BaseException) -> bool:
+    """Whether a rank's error says that a process died, its own or a peer's."""
+    return (
+        isinstance(cause, RayError)
+        or type(cause).__name__ in _LOST_WORKER_ERRORS
+        or any(sign in str(cause) for sign in _LOST_PEER_SIGNS)
+    )

@@ -1,0 +1,170 @@
+"""What the rest of the project may ask of a cluster, whichever it is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from cluster.config import GangConfig, SearchConfig, WorkerConfig
+
+Metrics = Mapping[str, float]
+
+
+class WorkerLostError(RuntimeError):
+    """The cluster lost the process or node that did the work; doing it again may help."""
+
+
+class TaskFailedError(RuntimeError):
+    """The work's own code raised; doing it again will not help."""
+
+    def __init__(self, error_type: str, cause: str) -> None:
+        super().__init__(error_type, cause)
+        self.error_type, self.cause = error_type, cause
+
+    def __str__(self) -> str:
+        return f"{self.error_type}: {self.cause}"
+
+    @classmethod
+    def of(cls, error: BaseException) -> "TaskFailedError":
+        """The same failure, told in text, so that it unpickles anywhere."""
+        lines = str(error).strip().splitlines() or ["(no message)"]
+        return cls(type(error).__name__, lines[0])
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the whole cluster holds."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one piece of work ended: a value, or the error that ended it."""
+
+    value: Any = None
+    error: WorkerLostError | TaskFailedError | None = None
+
+    def unwrap(self) -> Any:
+        """The value.
+
+        Raises:
+            WorkerLostError, TaskFailedError: what ended the work.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What became of one trial."""
+
+    trial_id: str
+    hyperparameters: dict[str, Any]
+    status: Literal["finished", "stopped", "failed"]
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics after each epoch, oldest first."""
+    error: str | None = None
+    """Why a failed trial failed."""
+
+
+class Reporter(Protocol):
+    """Where a worker says how far it is."""
+
+    def report(self, metrics: Metrics) -> None:
+        """Take metrics. Collective: every rank calls it the same number of times."""
+
+
+class Trial(Protocol):
+    """One slot of a search: a process that tries one configuration after another."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the current configuration needs no further epoch."""
+
+    def start(self, hyperparameters: Mapping[str, Any]) -> None:
+        """Begin a new configuration; nothing of the one before may remain."""
+
+    def step(self) -> dict[str, float]:
+        """Train one epoch; metrics on the validation rows."""
+
+    def save(self, directory: Path) -> None:
+        """Write what `load` needs to go on after the current epoch."""
+
+    def load(self, directory: Path) -> None:
+        """Go on from what `save` wrote; `start` was called with the same configuration."""
+
+
+class Pending(Protocol):
+    """Work under way."""
+
+    def result(self) -> Outcome:
+        """Wait for the end."""
+
+
+class Cluster(Protocol):
+    """Processes to run functions in. Functions and arguments must be picklable."""
+
+    def capacity(self) -> Capacity:
+        """What the whole cluster holds, in use or not."""
+
+    def submit(self, function: Callable[..., Any], *args: Any, log: Path) -> Pending:
+        """Start a function that mostly waits for other work: it holds no CPU, prints to `log`."""
+
+    def wait(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
+        """Those of `pending` that ended, after at most `timeout_s` seconds."""
+
+    def cancel(self, pending: Sequence[Pending]) -> None:
+        """End work without waiting for it."""
+
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], worker: WorkerConfig, log: Path
+    ) -> list[Any]:
+        """`function(item)` for each item, as many at once as fit; values in the items' order.
+
+        Raises:
+            TaskFailedError: a function raised.
+            WorkerLostError: one item's worker was lost more often than retries allow.
+        """
+
+    def run_gang(
+        self,
+        function: Callable[[Reporter], None],
+        gang_config: GangConfig,
+        *,
+        name: str,
+        directory: Path,
+        log: Path,
+        on_report: Callable[[Metrics], None],
+    ) -> None:
+        """Run `function` on every rank of a gang, with torch's process group set up around it.
+
+        Rank 0's reports reach `on_report`. A lost worker restarts the whole gang, which is to go
+        on from what it saved.
+
+        Raises:
+            TaskFailedError: a rank raised.
+            WorkerLostError: workers were lost more often than retries allow.
+        """
+
+    def run_trials(
+        self,
+        trial: Callable[[Any], Trial],
+        shared: Any,
+        search: SearchConfig,
+        worker: WorkerConfig,
+        *,
+        metric: str,
+        max_epochs: int,
+        slots: int,
+        directory: Path,
+        log: Path,
+        on_result: Callable[[str, Metrics], None],
+    ) -> list[TrialResult]:
+        """Search for the configuration with the highest `metric`, at most `slots` trials at once.
+
+        `shared` is placed once per node and handed to `trial` in each slot's process. A search that
+        was interrupted goes on when `directory` holds its state.
+        """

@@ -1,0 +1,143 @@
+"""The cluster protocol in this process, one thing after another: for tests and debuggers."""
+
+import dataclasses
+import os
+import random
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.config import GangConfig, Range, SearchConfig, WorkerConfig
+from cluster.interface import (
+    Capacity,
+    Metrics,
+    Outcome,
+    Pending,
+    Reporter,
+    TaskFailedError,
+    Trial,
+    TrialResult,
+    WorkerLostError,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Done:
+    """Work that ended before it was waited for."""
+
+    outcome: Outcome
+
+    def result(self) -> Outcome:
+        """How it ended."""
+        return self.outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class CallbackReporter:
+    """Hands metrics to a function."""
+
+    on_report: Callable[[Metrics], None]
+
+    def report(self, metrics: Metrics) -> None:
+        """Take one rank's metrics."""
+        self.on_report(metrics)
+
+
+class LocalCluster:
+    """Implements `cluster.interface.Cluster` without processes.
+
+    A gang has one rank whatever its size: what is computed does not depend on the number of
+    workers. Searches are random and stop no trial early.
+    """
+
+    def capacity(self) -> Capacity:
+        """This machine's cores."""
+        return Capacity(cpus=os.cpu_count() or 1, gpus=0)
+
+    def submit(self, function: Callable[..., Any], *args: Any, log: Path) -> Pending:
+        """Run it now."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return Done(Outcome(value=function(*args)))
+        except (WorkerLostError, TaskFailedError) as error:
+            return Done(Outcome(error=error))
+        except Exception as error:
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            return Done(Outcome(error=TaskFailedError.of(error)))
+
+    def wait(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
+        """All of them: they ended when they were submitted."""
+        return list(pending)
+
+    def cancel(self, pending: Sequence[Pending]) -> None:
+        """Nothing is ever under way."""
+
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        worker: WorkerConfig,
+        log: Path,
+    ) -> list[Any]:
+        """One item after another."""
+        return [self.submit(function, item, log=log).result().unwrap() for item in items]
+
+    def run_gang(
+        self,
+        function: Callable[[Reporter], None],
+        gang_config: GangConfig,
+        *,
+        name: str,
+        directory: Path,
+        log: Path,
+        on_report: Callable[[Metrics], None],
+    ) -> None:
+        """One rank, here."""
+        self.submit(function, CallbackReporter(on_report), log=log).result().unwrap()
+
+    def run_trials(
+        self,
+        trial: Callable[[Any], Trial],
+        shared: Any,
+        search: SearchConfig,
+        worker: WorkerConfig,
+        *,
+        metric: str,
+        max_epochs: int,
+        slots: int,
+        directory: Path,
+        log: Path,
+        on_result: Callable[[str, Metrics], None],
+    ) -> list[TrialResult]:
+        """One trial after another, each to its end."""
+        generator = random.Random(search.seed)
+        slot = trial(shared)
+        results = []
+        for number in range(search.trials):
+            point = {name: _sample(value, generator) for name, value in search.space.items()}
+            trial_id, history, error = f"{number:05d}", [], None
+            try:
+                slot.start(point)
+                while not slot.is_finished:
+                    history.append(slot.step())
+                    on_result(trial_id, {"epoch": len(history), **history[-1]})
+            except Exception as failure:
+                error = f"{type(failure).__name__}: {failure}"
+            results.append(
+                TrialResult(trial_id, point, "failed" if error else "finished", history, error)
+            )
+        return results
+
+
+def _sample(value: Any, generator: random.Random) -> Any:
+    match value:
+        case Range(uniform=(low, high)):
+            return generator.uniform(low, high)
+        case Range(loguniform=(low, high)):
+            return float(low * (high / low) ** generator.random())
+        case Range(randint=(low, high)):
+            return generator.randint(low, high)
+        case list():
+            return generator.choice(value)
+    return value

@@ -1,0 +1,207 @@
+"""The cluster protocol on Ray: connect, run functions, translate Ray's errors once."""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster import failures, gang, trials
+from cluster.config import ClusterConfig, GangConfig, RetryConfig, SearchConfig, WorkerConfig
+from cluster.failures import GiveUp, Retry
+from cluster.interface import (
+    Capacity,
+    Metrics,
+    Outcome,
+    Pending,
+    Reporter,
+    TaskFailedError,
+    Trial,
+    TrialResult,
+    WorkerLostError,
+)
+from cluster.logs import redirected
+
+logger = logging.getLogger(__name__)
+
+# Unix socket paths may have 107 characters; Ray adds about 70 to this folder.
+_SHORT_TEMPORARY_FOLDER = "/tmp"
+
+
+class RayPending:
+    """A Ray task under way."""
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+
+    def result(self) -> Outcome:
+        """Wait for the end; Ray's own errors become `WorkerLostError`."""
+        try:
+            outcome: Outcome = ray.get(self.reference)
+        except RayError as error:
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            return Outcome(error=WorkerLostError(f"{type(error).__name__}: {first_line}"))
+        return outcome
+
+
+class RayCluster:
+    """Implements `cluster.interface.Cluster`. Picklable: inside Ray it is used as it is."""
+
+    def __init__(self, retry: RetryConfig) -> None:
+        self._retry = retry
+
+    def capacity(self) -> Capacity:
+        """What all live nodes hold together."""
+        total = ray.cluster_resources()
+        return Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+
+    def submit(self, function: Callable[..., Any], *args: Any, log: Path) -> Pending:
+        """Start `function(*args)` in a process of its own, holding no CPU."""
+        return RayPending(_run.options(num_cpus=0).remote(function, args, log))
+
+    def wait(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
+        """Those that ended, as soon as one did."""
+        by_reference = {work.reference: work for work in pending if isinstance(work, RayPending)}
+        ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=timeout_s)
+        return [by_reference[reference] for reference in ready]
+
+    def cancel(self, pending: Sequence[Pending]) -> None:
+        """Kill the processes at work and all they started."""
+        for work in pending:
+            if isinstance(work, RayPending):
+                ray.cancel(work.reference, force=True, recursive=True)
+
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], worker: WorkerConfig, log: Path
+    ) -> list[Any]:
+        """One Ray task per item; a lost one is started again alone."""
+        run = _run.options(num_cpus=worker.cpus, num_gpus=worker.gpus, max_retries=0)
+
+        def start(index: int) -> RayPending:
+            item_log = log.with_suffix(f".{index}.log")
+            return RayPending(run.remote(function, (items[index],), item_log))
+
+        pending = [start(index) for index in range(len(items))]
+        values: list[Any] = []
+        for index in range(len(items)):
+            attempt = 1
+            while (error := (outcome := pending[index].result()).error) is not None:
+                self._pause_or_raise(error, attempt, pending)
+                attempt += 1
+                pending[index] = start(index)
+            values.append(outcome.value)
+        return values
+
+    def run_gang(
+        self,
+        function: Callable[[Reporter], None],
+        gang_config: GangConfig,
+        *,
+        name: str,
+        directory: Path,
+        log: Path,
+        on_report: Callable[[Metrics], None],
+    ) -> None:
+        """Ray Train around `function`; see `cluster.interface.Cluster.run_gang`."""
+        attempt = 1
+        while True:
+            try:
+                gang.run(
+                    function,
+                    gang_config,
+                    name=f"{name}-{attempt}",
+                    directory=directory,
+                    log=log,
+                    on_report=on_report,
+                )
+            except WorkerLostError as error:
+                self._pause_or_raise(error, attempt, [])
+                attempt += 1
+            else:
+                return
+
+    def run_trials(
+        self,
+        trial: Callable[[Any], Trial],
+        shared: Any,
+        search: SearchConfig,
+        worker: WorkerConfig,
+        *,
+        metric: str,
+        max_epochs: int,
+        slots: int,
+        directory: Path,
+        log: Path,
+        on_result: Callable[[str, Metrics], None],
+    ) -> list[TrialResult]:
+        """Ray Tune around `trial`; see `cluster.interface.Cluster.run_trials`."""
+        return trials.run(
+            trial,
+            shared,
+            search,
+            worker,
+            metric=metric,
+            max_epochs=max_epochs,
+            slots=slots,
+            max_failures=self._retry.max_attempts - 1,
+            directory=directory,
+            log=log,
+            on_result=on_result,
+        )
+
+    def _pause_or_raise(
+        self, error: WorkerLostError | TaskFailedError, attempt: int, others: Sequence[Pending]
+    ) -> None:
+        match failures.decide(error, attempt=attempt, retry=self._retry):
+            case Retry(delay_s):
+                logger.warning("attempt %d ended with %s; trying again", attempt, error)
+                time.sleep(delay_s)
+            case GiveUp():
+                self.cancel(others)
+                raise error
+
+
+@contextlib.contextmanager
+def connect(config: ClusterConfig) -> Iterator[RayCluster]:
+    """A cluster for the length of the block: the one at `config.address`, or a local Ray.
+
+    A Ray that somebody else started here is never joined unless its address is given: `local`
+    makes Ray ignore RAY_ADDRESS and the address file of other sessions. The local Ray's processes
+    and files are gone when the block ends.
+    """
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    temporary = None
+    # Ray prints to stderr at start; its notices belong to people who run Ray themselves.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if config.address:
+        ray.init(address=config.address, **quiet)
+    else:
+        temporary = tempfile.mkdtemp(prefix="pretune-ray-", dir=_SHORT_TEMPORARY_FOLDER)
+        ray.init(address="local", include_dashboard=False, _temp_dir=temporary, **quiet)
+    try:
+        yield RayCluster(config.retry)
+    finally:
+        ray.shutdown()
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
+def _run(function: Callable[..., Any], args: tuple[Any, ...], log: Path) -> Outcome:
+    with redirected(log):
+        try:
+            return Outcome(value=function(*args))
+        except (WorkerLostError, TaskFailedError) as error:
+            traceback.print_exc()
+            return Outcome(error=error)
+        except Exception as error:
+            traceback.print_exc()
+            return Outcome(error=TaskFailedError.of(error))

@@ -1,0 +1,236 @@
+"""Ray Tune: one process per slot for the whole search, results that survive the driver."""
+
+import math
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import (
+    Callback,
+    CheckpointConfig,
+    FailureConfig,
+    ResultGrid,
+    RunConfig,
+    TuneConfig,
+    Tuner,
+)
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from cluster.config import Range, SearchConfig, WorkerConfig
+from cluster.interface import Metrics, Trial, TrialResult
+from cluster.logs import redirected
+
+EXPERIMENT = "search"
+
+# Keys of ours in Tune's result dictionaries.
+_SCORE = "score"
+_ERROR = "error"
+_EPOCH = "training_iteration"
+# What the scheduler and searcher see instead of NaN: Tune's ASHA never stops a NaN trial.
+_WORST_SCORE = -1e9
+
+
+class TrialSlot(tune.Trainable):  # type: ignore[misc]
+    """Tries one configuration after another in one process."""
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        factory: Callable[[Any], Trial],
+        shared: Any,
+        metric: str,
+        log: Path,
+    ) -> None:
+        """Make the process ready: imports, weights and data, once for all configurations."""
+        self._metric = metric
+        self._log = log.with_suffix(f".slot{os.getpid()}.log")
+        self._failure: str | None = None
+        with redirected(self._log):
+            self._trial = factory(shared)
+        self._start(config)
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch."""
+        metrics: dict[str, float] = {}
+        if self._failure is None:
+            self._guarded(lambda: metrics.update(self._trial.step()))
+        score = metrics.get(self._metric, math.nan)
+        if self._failure is None and not all(math.isfinite(value) for value in metrics.values()):
+            self._failure = f"a metric is not finite: {metrics}"
+        failed = self._failure is not None
+        return {
+            "metrics": metrics,
+            _SCORE: _WORST_SCORE if failed else score,
+            _ERROR: self._failure,
+            "done": failed or self._trial.is_finished,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Save after an epoch."""
+        self._guarded(lambda: self._trial.save(Path(checkpoint_dir)))
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """Go on after a lost worker or driver."""
+        self._guarded(lambda: self._trial.load(Path(checkpoint)))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin the next configuration in the same process."""
+        self._start(new_config)
+        return True
+
+    def _start(self, hyperparameters: Mapping[str, Any]) -> None:
+        self._failure = None
+        self._guarded(lambda: self._trial.start(hyperparameters))
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Run a piece of the trial; what it raises ends this trial and no other."""
+        with redirected(self._log):
+            try:
+                action()
+            except Exception as error:  # a border: the trial's code is not ours to trust
+                traceback.print_exc()
+                self._failure = f"{type(error).__name__}: {error}"
+
+
+class _ForwardResults(Callback):  # type: ignore[misc]
+    """Hands on each epoch's metrics as they arrive in the driver."""
+
+    def __init__(self, on_result: Callable[[str, Metrics], None]) -> None:
+        self._on_result = on_result
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        """Called by Tune after each epoch of each trial."""
+        self._on_result(trial.trial_id, {"epoch": result[_EPOCH], **result["metrics"]})
+
+
+def run(
+    trial: Callable[[Any], Trial],
+    shared: Any,
+    search: SearchConfig,
+    worker: WorkerConfig,
+    *,
+    metric: str,
+    max_epochs: int,
+    slots: int,
+    max_failures: int,
+    directory: Path,
+    log: Path,
+    on_result: Callable[[str, Metrics], None],
+) -> list[TrialResult]:
+    """Search for the highest `metric`; see `cluster.interface.Cluster.run_trials`."""
+    trainable = tune.with_resources(
+        tune.with_parameters(TrialSlot, factory=trial, shared=shared, metric=metric, log=log),
+        {"cpu": worker.cpus, "gpu": worker.gpus},
+    )
+    callbacks = [JsonLoggerCallback(), _ForwardResults(on_result)]
+    experiment = directory / EXPERIMENT
+    # Only what is asked for: Tune would add CSV and TensorBoard writers to every trial.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    if Tuner.can_restore(str(experiment)):
+        tuner = Tuner.restore(str(experiment), trainable=trainable)
+    else:
+        tuner = Tuner(
+            trainable,
+            param_space=_space(search) if search.searcher == "random" else {},
+            tune_config=TuneConfig(
+                metric=_SCORE,
+                mode="max",
+                num_samples=search.trials,
+                search_alg=_searcher(search),
+                scheduler=_scheduler(search, max_epochs),
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+            ),
+            run_config=RunConfig(
+                name=EXPERIMENT,
+                storage_path=str(directory),
+                failure_config=FailureConfig(max_failures=max_failures),
+                checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
+                callbacks=callbacks,
+                verbose=0,
+            ),
+        )
+    return _results(tuner.fit(), max_epochs)
+
+
+def _space(search: SearchConfig) -> dict[str, Any]:
+    """The search space in Tune's terms."""
+    return {name: _domain(value) for name, value in search.space.items()}
+
+
+def _domain(value: Any) -> Any:
+    match value:
+        case Range(uniform=(low, high)):
+            return tune.uniform(low, high)
+        case Range(loguniform=(low, high)):
+            return tune.loguniform(low, high)
+        case Range(randint=(low, high)):
+            return tune.randint(low, high + 1)  # Tune leaves the upper bound out
+        case list():
+            return tune.choice(value)
+    return value
+
+
+def _searcher(search: SearchConfig) -> Searcher | SearchAlgorithm:
+    if search.searcher == "tpe":
+        return OptunaSearch(space=_space(search), metric=_SCORE, mode="max", seed=search.seed)
+    return BasicVariantGenerator(random_state=search.seed)
+
+
+def _scheduler(search: SearchConfig, max_epochs: int) -> TrialScheduler:
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr=_EPOCH,
+        max_t=max_epochs,
+        grace_period=min(search.grace_epochs, max_epochs),
+        reduction_factor=search.reduction_factor,
+    )
+
+
+def _results(grid: ResultGrid, max_epochs: int) -> list[TrialResult]:
+    results = []
+    for result in grid:
+        last = result.metrics or {}
+        error = last.get(_ERROR) or (str(result.error) if result.error else None)
+        epochs = result.config.get("epochs", max_epochs)
+        finished = last.get(_EPOCH, 0) >= epochs
+        results.append(
+            TrialResult(
+                trial_id=last.get("trial_id", Path(result.path).name),
+                hyperparameters=dict(result.config),
+                status="failed" if error else "finished" if finished else "stopped",
+                history=_history(result),
+                error=error,
+            )
+        )
+    return results
+
+
+def _history(result: Any) -> list[dict[str, float]]:
+    """Metrics by epoch; an epoch that was run again after a lost worker counts once."""
+    frame = result.metrics_dataframe
+    if frame is None:
+        return []
+    by_epoch: dict[int, dict[str, float]] = {}
+    for row in frame.to_dict("records"):
+        metrics = {
+            name.removeprefix("metrics/"): float(value)
+            for name, value in row.items()
+            if name.startswith("metrics/") and isinstance(value, int | float)
+        }
+        by_epoch[int(row[_EPOCH])] = metrics
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]

@@ -1,0 +1,126 @@
+"""Small real pipelines: text from the standard library, models under 100,000 parameters."""
+
+import random
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+import yaml
+
+WORDS = [word for text in topics.values() for word in text.split() if word.isalpha()]
+
+
+def write_corpus(path: Path, documents: int = 400) -> None:
+    """Paragraphs of English prose, one document a line."""
+    text = "\n\n".join(topics.values())
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n") if len(part) > 80]
+    path.write_text("\n".join(paragraphs[:documents]), encoding="utf-8")
+
+
+def write_classification(path: Path, rows: int = 240) -> None:
+    """Rows whose label can be read off one of their words."""
+    generator = random.Random(0)
+    marks = {"good": "wonderful", "bad": "terrible"}
+    lines = ["text,label"]
+    for number in range(rows):
+        label = generator.choice(list(marks))
+        words = generator.choices(WORDS, k=6)
+        words.insert(generator.randrange(6), marks[label])
+        lines.append(f"{' '.join(words)} {number},{label}")
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_entities(path: Path, sentences: int = 120) -> None:
+    """Sentences in which the word after 'in' is a place."""
+    generator = random.Random(1)
+    lines = []
+    for number in range(sentences):
+        for word in [*generator.choices(WORDS, k=4), f"n{number}"]:
+            lines.append(f"{word}\tO")
+        lines += ["in\tO", f"{generator.choice(['Paris', 'Rome', 'Oslo'])}\tB-place", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def tiny_pipeline(folder: Path) -> dict[str, Any]:
+    """A whole pipeline as it stands in YAML, with its data written to `folder`."""
+    write_corpus(folder / "corpus.txt")
+    write_classification(folder / "tone.csv")
+    write_entities(folder / "places.txt")
+    return {
+        "name": "tiny",
+        "storage": str(folder / "storage"),
+        "corpus": {
+            "sources": [{"path": "corpus.txt"}],
+            "validation_fraction": 0.1,
+            "held_out": ["tone"],
+            "shard_documents": 200,
+        },
+        "tokenizer": {"train": "bpe", "vocab_size": 512},
+        "model": {
+            "architecture": "llama",
+            "config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
+        },
+        "pretrain": {
+            "sequence_length": 64,
+            "tokens": 20 * 256,
+            "global_batch_tokens": 256,
+            "learning_rate": 3e-3,
+            "zero": {"stage": 1},
+            "checkpoint": {"every_steps": 5},
+        },
+        "tasks": {
+            "tone": {
+                "type": "classification",
+                "data": {
+                    "path": "tone.csv",
+                    "split": {"test": 0.25, "validation": 0.25},
+                },
+                "metric": "accuracy",
+                "max_length": 64,
+                "search": {
+                    "trials": 2,
+                    "searcher": "random",
+                    "scheduler": "asha",
+                    "space": {"learning_rate": [0.01, 0.003], "epochs": 2, "dropout": 0.0},
+                },
+                "final": {"top": 1, "seeds": 2},
+                "controls": {"scratch": True, "scratch_learning_rates": [1.0]},
+            },
+            "places": {
+                "type": "token_classification",
+                "data": {
+                    "path": "places.txt",
+                    "format": "conll",
+                    "split": {"test": 0.25, "validation": 0.25},
+                },
+                "metric": "entity_f1",
+                "max_length": 64,
+                "search": {
+                    "trials": 2,
+                    "searcher": "tpe",
+                    "space": {"learning_rate": {"loguniform": [0.003, 0.03]}, "epochs": 2},
+                },
+                "final": {"top": 1, "seeds": 1},
+            },
+        },
+        "cluster": {"pretrain": {"workers": 2}, "retry": {"delay_s": 0.1}},
+    }
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> dict[str, Any]:
+    """The tiny pipeline, to be changed by a test before it is written."""
+    return tiny_pipeline(tmp_path)
+
+
+def write_pipeline(folder: Path, data: dict[str, Any]) -> Path:
+    """Write a pipeline file."""
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return path

@@ -1,0 +1,1 @@
+"""What is computed: corpus, tokens, pretraining, fine-tuning, metrics. Knows nothing of Ray."""

@@ -1,0 +1,119 @@
+"""Token sequences and their order to batches; the whole state is one number and its proof."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainers import order
+from trainers.tokens import TokenSequences
+
+NOTHING_CONSUMED = "00" * 32
+IGNORED_LABEL = -100
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far training has read."""
+
+    samples: int = 0
+    """Sequences consumed by all workers together."""
+
+    digest: str = NOTHING_CONSUMED
+    """Rolling hash of their numbers, in order."""
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How the masked objective hides tokens."""
+
+    probability: float
+    mask_token: int
+    vocab_size: int
+
+
+def micro_batch_size(local_batch: int, wanted: int | None) -> int:
+    """The largest divisor of a worker's share of the global batch that is at most `wanted`."""
+    limit = min(local_batch, wanted or local_batch)
+    return next(size for size in range(limit, 0, -1) if local_batch % size == 0)
+
+
+class GlobalBatches:
+    """One rank's part of each global batch, in micro-batches."""
+
+    def __init__(
+        self,
+        sequences: TokenSequences,
+        *,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        micro_batch: int | None,
+        seed: int,
+        masking: Masking | None,
+    ) -> None:
+        if global_batch_size % world_size:
+            raise ValueError(
+                f"a global batch of {global_batch_size} sequences cannot be shared evenly by "
+                f"{world_size} workers; change cluster.pretrain.workers or "
+                "pretrain.global_batch_tokens"
+            )
+        self._sequences, self._masking, self._seed = sequences, masking, seed
+        self._global_batch_size = global_batch_size
+        local_batch = global_batch_size // world_size
+        self._mine = slice(rank * local_batch, (rank + 1) * local_batch)
+        self.micro_batch_size = micro_batch_size(local_batch, micro_batch)
+        self.micro_batches = local_batch // self.micro_batch_size
+
+    def read(self, cursor: Cursor) -> tuple[list[Batch], Cursor]:
+        """This rank's micro-batches at `cursor`, and the cursor behind the whole global batch."""
+        positions = range(cursor.samples, cursor.samples + self._global_batch_size)
+        samples = [
+            order.sample_at(position, num_samples=len(self._sequences), seed=self._seed)
+            for position in positions
+        ]
+        mine, my_positions = samples[self._mine], positions[self._mine]
+        ids = torch.from_numpy(self._sequences.read(mine))
+        batch = (
+            masked(ids, my_positions, self._masking, self._seed)
+            if self._masking
+            else {"input_ids": ids, "labels": ids}
+        )
+        micro = [
+            {name: tensor[start : start + self.micro_batch_size] for name, tensor in batch.items()}
+            for start in range(0, len(mine), self.micro_batch_size)
+        ]
+        return micro, Cursor(positions.stop, order.chain(cursor.digest, samples))
+
+
+def masked(ids: Tensor, positions: range, masking: Masking, seed: int) -> Batch:
+    """Hide tokens for the masked objective: 80 % mask, 10 % random, 10 % as they were.
+
+    Masks follow from each sample's position alone, so neither resuming nor another number of
+    workers changes them. Each sequence hides the same number of tokens, so that the mean over
+    micro-batches is the mean over tokens. Source: Devlin et al. 2019, arXiv:1810.04805, 3.1.
+
+    Args:
+        ids: token ids, shape (sequences, length).
+        positions: of the sequences in the order of training.
+        masking: probability, mask token and vocabulary.
+        seed: of training.
+    """
+    input_ids, labels = ids.clone(), torch.full_like(ids, IGNORED_LABEL)
+    length = ids.shape[1]
+    hidden = max(1, round(masking.probability * length))
+    for row, position in enumerate(positions):
+        generator = np.random.default_rng([seed, position])
+        chosen = torch.from_numpy(generator.permutation(length)[:hidden])
+        labels[row, chosen] = ids[row, chosen]
+        fate = torch.from_numpy(generator.random(hidden))
+        substitutes = torch.from_numpy(generator.integers(0, masking.vocab_size, hidden))
+        kept = input_ids[row, chosen]
+        replaced = torch.where(fate < 0.9, substitutes, kept)
+        input_ids[row, chosen] = torch.where(
+            fate < 0.8, torch.full_like(kept, masking.mask_token), replaced
+        )
+    return {"input_ids": input_ids, "labels": labels}

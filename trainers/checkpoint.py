@@ -1,0 +1,61 @@
+"""Checkpoints to resume from: every file's digest in a manifest written last."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainers import manifest
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint whose bytes were checked."""
+
+    directory: Path
+    step: int
+    state: dict[str, Any]
+
+
+def directory_of(root: Path, step: int) -> Path:
+    """Where the checkpoint after `step` optimizer steps belongs."""
+    return root / f"step-{step:09d}"
+
+
+def seal(directory: Path, *, step: int, state: dict[str, Any]) -> None:
+    """Make a written folder a checkpoint: called once, after all ranks have written."""
+    files = manifest.describe(directory)
+    content = {"schema_version": 1, "step": step, "state": state, "files": files}
+    partial = directory / f".{MANIFEST}"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(directory / MANIFEST)
+
+
+def newest(roots: Iterable[Path]) -> Checkpoint | None:
+    """The checkpoint of most steps under `roots` whose every byte is as it was written."""
+    found = {path.parent for root in roots for path in root.glob(f"step-*/{MANIFEST}")}
+    for directory in sorted(found, key=lambda path: path.name, reverse=True):
+        content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        damaged = manifest.first_damage(directory, content["files"])
+        if damaged is None:
+            return Checkpoint(directory, content["step"], content["state"])
+        logger.warning("checkpoint %s is not used: %s", directory, damaged)
+    return None
+
+
+def prune(root: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints."""
+    complete = sorted(path.parent for path in root.glob(f"step-*/{MANIFEST}"))
+    for directory in complete[:-keep]:
+        shutil.rmtree(directory)

@@ -1,0 +1,370 @@
+"""What the user may say about data, models and training. Pure schemas: no torch, fast to load."""
+
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SourceFormat = Literal["lines", "text", "jsonl", "csv", "parquet", "dataset"]
+TaskType = Literal["classification", "token_classification"]
+Objective = Literal["causal", "masked"]
+Metric = Literal["accuracy", "macro_f1", "entity_f1"]
+Method = Literal["full", "head"]
+
+NUM_BYTE_TOKENS = 256
+SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|mask|>")
+
+METRICS_OF_TASK: dict[TaskType, tuple[Metric, ...]] = {
+    "classification": ("accuracy", "macro_f1"),
+    "token_classification": ("entity_f1", "accuracy"),
+}
+
+_FORMAT_OF_SUFFIX: dict[str, SourceFormat] = {
+    ".txt": "lines",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+
+
+WHERE = "where"
+"""Marks a field that says where or how often, not what: no part of a step's identity."""
+
+
+class Schema(BaseModel):
+    """A frozen section of the pipeline file; unknown keys are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True
+    )
+
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def format_of(path: str) -> SourceFormat | None:
+    """The format a path's suffix stands for, compression aside; None when it says nothing."""
+    suffixes = [suffix.lower() for suffix in PurePath(path).suffixes]
+    if suffixes and suffixes[-1] in {".gz", ".zst"}:
+        suffixes.pop()
+    return _FORMAT_OF_SUFFIX.get(suffixes[-1]) if suffixes else None
+
+
+class SourceConfig(Schema):
+    """One place documents come from."""
+
+    path: Annotated[str, WHERE]
+    """A file, a folder written by `datasets`, or a glob; relative to the pipeline file."""
+
+    format: SourceFormat
+    """`lines` is one document a line, `text` one document a file. Derived from the suffix."""
+
+    text: str = "text"
+    """Column or key that holds the text (`jsonl`, `csv`, `parquet`, `dataset`)."""
+
+    encoding: str = "utf-8"
+    """Text encoding of `lines`, `text`, `jsonl` and `csv`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_format(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "format" not in data and isinstance(data.get("path"), str):
+            derived = format_of(data["path"])
+            if derived is None:
+                raise ValueError(
+                    f"the suffix of {data['path']!r} says nothing of the format; "
+                    "add format: lines, text, jsonl, csv, parquet or dataset"
+                )
+            return {**data, "format": derived}
+        return data
+
+
+class CorpusConfig(Schema):
+    """The documents a model is pretrained on."""
+
+    sources: Annotated[list[SourceConfig], Field(min_length=1)]
+    """Read in this order; exact duplicates are kept once."""
+
+    validation_fraction: Fraction = 0.01
+    """Share of documents held out for the validation loss, chosen by a hash of the text."""
+
+    held_out: list[str] = []
+    """Tasks whose test texts are removed from the corpus before anything is learnt from it."""
+
+    shard_documents: PositiveInt = 50_000
+    """Documents in one shard: the unit of parallel work."""
+
+
+class TokenizerConfig(Schema):
+    """Where the tokenizer comes from: trained on the corpus, or loaded."""
+
+    train: Literal["bpe"] | None = None
+    """Train a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909) on the corpus."""
+
+    vocab_size: Annotated[int, Field(ge=NUM_BYTE_TOKENS + len(SPECIAL_TOKENS))] | None = None
+    """Tokens to learn, the 256 bytes and the special tokens included."""
+
+    lowercase: bool = False
+    """Fold case before tokenising (only when trained here)."""
+
+    from_: Annotated[str | None, Field(alias="from"), WHERE] = None
+    """A folder with a Hugging Face tokenizer, used as it is."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.train is None) == (self.from_ is None):
+            raise ValueError("give either train: bpe or from: FOLDER, and not both")
+        if self.train and self.vocab_size is None:
+            raise ValueError("train: bpe needs vocab_size, for example vocab_size: 8192")
+        if self.from_ and (self.vocab_size is not None or self.lowercase):
+            raise ValueError("vocab_size and lowercase go with train: bpe; drop them or drop from")
+        return self
+
+
+class ModelConfig(Schema):
+    """The network: a `transformers` configuration, or an existing checkpoint."""
+
+    objective: Objective = "causal"
+    """`causal` predicts the next token, `masked` the hidden ones."""
+
+    architecture: str | None = None
+    """A `transformers` model type, for example llama, gpt2, qwen3, bert."""
+
+    config: dict[str, Any] = {}
+    """Fields of that type's configuration class; vocabulary and special tokens are derived."""
+
+    from_: Annotated[str | None, Field(alias="from"), WHERE] = None
+    """A folder with a Hugging Face model to go on from (continued pretraining)."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.architecture is None) == (self.from_ is None):
+            raise ValueError("give either architecture (and config) or from: FOLDER, and not both")
+        if self.from_ and self.config:
+            raise ValueError("config goes with architecture; a model loaded by from keeps its own")
+        derived = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"} & set(self.config)
+        if derived:
+            raise ValueError(f"{sorted(derived)} follow from the tokenizer; drop them from config")
+        return self
+
+
+class ScheduleConfig(Schema):
+    """How the learning rate moves over training."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after warm-up; cosine and linear end at `floor`."""
+
+    warmup: Fraction = 0.05
+    """Share of all steps in which the rate rises linearly from zero."""
+
+    floor: Fraction = 0.0
+    """Last learning rate as a share of the peak."""
+
+
+class ZeroConfig(Schema):
+    """How optimizer state, gradients and parameters are sharded across workers."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage; 0 is plain data parallelism. Source: arXiv:1910.02054."""
+
+
+class CheckpointConfig(Schema):
+    """When pretraining saves what it needs to go on. Part of no identity."""
+
+    every_steps: PositiveInt = 200
+    """Optimizer steps between two checkpoints."""
+
+    keep: PositiveInt = 2
+    """Newest checkpoints kept while training."""
+
+
+class PretrainConfig(Schema):
+    """Self-supervised training of the base model."""
+
+    sequence_length: Annotated[int, Field(ge=8)]
+    """Tokens in one training sequence."""
+
+    tokens: PositiveInt
+    """Training tokens to consume in all, several epochs where the corpus is smaller."""
+
+    global_batch_tokens: PositiveInt
+    """Tokens in one optimizer step over all workers; a multiple of sequence_length."""
+
+    learning_rate: PositiveFloat
+    """Peak learning rate of AdamW."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Shape of the learning rate over training."""
+
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's moment decay rates."""
+
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Decoupled weight decay on matrices; none on norms and biases."""
+
+    gradient_clipping: PositiveFloat = 1.0
+    """Largest global gradient norm."""
+
+    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of tokens the masked objective predicts (80 % mask, 10 % random, 10 % kept)."""
+
+    zero: ZeroConfig = ZeroConfig()
+    """DeepSpeed ZeRO sharding."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 where the accelerator has it, fp32 on a CPU."""
+
+    seed: int = 0
+    """Of initial weights, data order and masks."""
+
+    checkpoint: Annotated[CheckpointConfig, WHERE] = CheckpointConfig()
+    """Checkpoints to resume from."""
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> Self:
+        if self.global_batch_tokens % self.sequence_length:
+            raise ValueError(
+                f"global_batch_tokens ({self.global_batch_tokens}) must be a multiple of "
+                f"sequence_length ({self.sequence_length})"
+            )
+        if self.tokens < self.global_batch_tokens:
+            raise ValueError(
+                f"tokens ({self.tokens}) is less than one step's global_batch_tokens "
+                f"({self.global_batch_tokens}); raise tokens"
+            )
+        return self
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences in one optimizer step over all workers."""
+        return self.global_batch_tokens // self.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.tokens // self.global_batch_tokens
+
+
+class SplitConfig(Schema):
+    """A seeded split of a task's rows; rows with the same text fall on the same side."""
+
+    test: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of rows sealed until the final evaluation."""
+
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of rows that search and selection may look at."""
+
+    seed: int = 0
+    """Of the split."""
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> Self:
+        if self.test + self.validation >= 1.0:
+            raise ValueError(f"test {self.test} + validation {self.validation} leave no rows")
+        return self
+
+
+class TaskDataConfig(Schema):
+    """A task's labelled rows."""
+
+    path: Annotated[str, WHERE]
+    """One file of rows; relative to the pipeline file."""
+
+    format: Literal["csv", "jsonl", "parquet", "conll"]
+    """`conll` is word, tab, label per line with empty lines between sentences."""
+
+    text: str = "text"
+    """Column with the text, or with the list of words for token classification."""
+
+    label: str = "label"
+    """Column with the label, or with the list of labels for token classification."""
+
+    encoding: str = "utf-8"
+    """Text encoding of csv, jsonl and conll files."""
+
+    split: SplitConfig
+    """How rows are divided."""
+
+    train_rows: PositiveInt | None = None
+    """Use only this many labelled training rows, chosen by the split's seed; None is all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_format(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "format" not in data and isinstance(data.get("path"), str):
+            derived = format_of(data["path"])
+            if derived in {"csv", "jsonl", "parquet"}:
+                return {**data, "format": derived}
+            raise ValueError(
+                f"the suffix of {data['path']!r} says nothing of the format; "
+                "add format: csv, jsonl, parquet or conll"
+            )
+        return data
+
+
+class TaskConfig(Schema):
+    """One downstream task."""
+
+    type: TaskType
+    """`classification` labels a text, `token_classification` each word of it."""
+
+    data: TaskDataConfig
+    """The labelled rows."""
+
+    metric: Metric
+    """What trials are ranked by and promotion is decided on; higher is better."""
+
+    max_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens kept of one text."""
+
+    @model_validator(mode="after")
+    def _metric_fits_type(self) -> Self:
+        allowed = METRICS_OF_TASK[self.type]
+        if self.metric not in allowed:
+            raise ValueError(
+                f"metric {self.metric!r} does not go with type {self.type!r}; "
+                f"use {' or '.join(allowed)}"
+            )
+        if self.data.format == "conll" and self.type != "token_classification":
+            raise ValueError("data.format conll goes with type: token_classification")
+        return self
+
+
+class Hyperparameters(Schema):
+    """One point of a fine-tuning search; every field may be a dimension of `search.space`."""
+
+    method: Method = "full"
+    """`full` trains all weights, `head` only the new classifier on a frozen base."""
+
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW."""
+
+    epochs: PositiveInt = 4
+    """Passes over the training rows."""
+
+    batch_size: PositiveInt = 16
+    """Rows in one optimizer step."""
+
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay on matrices."""
+
+    warmup: Fraction = 0.1
+    """Share of steps in which the rate rises linearly from zero; then linear to zero."""
+
+    dropout: Fraction = 0.1
+    """Probability with which the network drops activations, where its family has dropout."""
+
+    token_dropout: Fraction = 0.0
+    """Share of training tokens replaced by the mask token: augmentation for few labels."""
+
+    label_smoothing: Fraction = 0.0
+    """Probability mass spread over the wrong labels."""
+
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Each layer's learning rate as a share of the layer above (arXiv:1801.06146, 2.3)."""
+
+    seed: int = 0
+    """Of head weights, data order and dropout."""

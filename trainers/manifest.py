@@ -1,0 +1,42 @@
+"""What a folder's files were when they were written, and whether they still are."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_CHUNK_BYTES = 1 << 20
+
+
+def describe(directory: Path) -> dict[str, dict[str, Any]]:
+    """Size in bytes and SHA-256 of every file below a folder, by relative path."""
+    return {
+        path.relative_to(directory).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": digest_of(path),
+        }
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def first_damage(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What differs from a description first: missing, of another size, of other bytes; or None."""
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        if digest_of(path) != expected["sha256"]:
+            return f"{name} has other bytes than were written"
+    return None
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,188 @@
+"""`transformers` models: from a configuration or a checkpoint, per objective and per task."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from trainers.config import ModelConfig, TaskType
+from trainers.errors import DataError
+
+Weights = Mapping[str, NDArray[Any]]
+
+_HEAD_OF_OBJECTIVE = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
+_HEAD_OF_TASK = {
+    "classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+}
+
+
+def for_pretraining(
+    config: ModelConfig,
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+    seed: int,
+) -> PreTrainedModel:
+    """The model to pretrain: new from its configuration, or an existing one to go on with.
+
+    Raises:
+        DataError: the configuration does not describe a model that fits tokenizer and sequences.
+    """
+    head = _HEAD_OF_OBJECTIVE[config.objective]
+    torch.manual_seed(seed)
+    if config.from_:
+        model: PreTrainedModel = head.from_pretrained(str(base / config.from_))
+        network = model.config
+    else:
+        network = _new_network(config, tokenizer, sequence_length)
+        model = head.from_config(network)
+    if network.vocab_size < len(tokenizer):
+        raise DataError(
+            f"the model's vocabulary ({network.vocab_size}) is smaller than the tokenizer's "
+            f"({len(tokenizer)}); use the model's own tokenizer: tokenizer.from"
+        )
+    if hasattr(network, "use_cache"):
+        network.use_cache = False  # a cache of keys and values is for generation
+    return model
+
+
+def for_task(
+    network: Mapping[str, Any],
+    weights: Weights | None,
+    task: TaskType,
+    *,
+    dropout: float,
+    seed: int,
+) -> PreTrainedModel:
+    """A model with a new head for `task` on the weights of a base, or on random ones.
+
+    Args:
+        network: the base's configuration, with `id2label` and `label2id` of the task.
+        weights: of the base by parameter name, its language-model head included; None is random.
+        task: which head.
+        dropout: for every kind of dropout the family has.
+        seed: of the head, and of all weights where `weights` is None.
+    """
+    settings = dict(network)
+    settings.update({name: dropout for name in settings if _is_dropout(name)})
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    torch.manual_seed(seed)
+    model: PreTrainedModel = _HEAD_OF_TASK[task].from_config(config)
+    if weights is not None:
+        load_backbone(model, weights)
+    return model
+
+
+def load_backbone(model: PreTrainedModel, weights: Weights) -> None:
+    """Copy a base's weights into a model with another head; the head keeps its own."""
+    prefix = f"{model.base_model_prefix}."
+    state = {name: torch.from_numpy(array) for name, array in weights.items()}
+    own = model.state_dict()
+    shared = {name: tensor for name, tensor in state.items() if name in own}
+    missing = [name for name in own if name.startswith(prefix) and name not in shared]
+    # A pooler belongs to the head: language models are trained without one.
+    missing = [name for name in missing if ".pooler." not in name]
+    if missing:
+        raise DataError(f"the base lacks {len(missing)} weights of this model, first {missing[0]}")
+    model.load_state_dict(shared, strict=False)
+
+
+def weights_of(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Configuration and weights of a Hugging Face folder, as plain values to hand to workers."""
+    config = AutoConfig.from_pretrained(str(directory))
+    tensors = load_file(str(directory / "model.safetensors"))
+    # NumPy has no bfloat16; trials train in fp32.
+    weights = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    return config.to_dict(), weights
+
+
+def with_labels(network: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """The configuration with the task's label names."""
+    return {
+        **network,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+def export(
+    directory: Path,
+    model: PreTrainedModel,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write a Hugging Face folder: config, `model.safetensors`, tokenizer.
+
+    Args:
+        directory: an empty folder.
+        model: of the class to export; only its class and configuration count.
+        weights: whole parameters by name, tied ones once.
+        tokenizer: goes beside the model.
+    """
+    whole = type(model)(model.config).float()
+    if hasattr(whole.config, "use_cache"):
+        whole.config.use_cache = True
+    missing, unexpected = whole.load_state_dict(dict(weights), strict=False)
+    whole.tie_weights()
+    buffers = {name for name, _ in whole.named_buffers()}
+    tied = {name for name, _ in whole.named_parameters(remove_duplicate=False)} - {
+        name for name, _ in whole.named_parameters()
+    }
+    assert not unexpected, unexpected
+    assert set(missing) <= buffers | tied, missing
+    whole.save_pretrained(str(directory))
+    tokenizer.save_pretrained(str(directory))
+
+
+def freeze_backbone(model: PreTrainedModel) -> None:
+    """Leave only the head trainable."""
+    for parameter in model.base_model.parameters():
+        parameter.requires_grad_(False)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Weights of a module, shared ones once. With ZeRO-3, whole sizes, not this rank's."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+
+
+def reads_left_to_right(network: Mapping[str, Any]) -> bool:
+    """Whether a token's features know nothing of what follows it."""
+    return network["model_type"] not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def _new_network(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int
+) -> PreTrainedConfig:
+    settings = {
+        "max_position_embeddings": sequence_length,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **config.config,
+    }
+    assert config.architecture is not None  # the schema's validator saw to it
+    try:
+        return AutoConfig.for_model(config.architecture, **settings)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"model: {config.architecture} with {config.config}: {error}") from error
+
+
+def _is_dropout(name: str) -> bool:
+    return name.endswith(("dropout", "dropout_prob", "_pdrop"))

@@ -1,0 +1,77 @@
+"""Parameter groups, layer-wise learning rates and schedules."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW
+
+from trainers.config import ScheduleConfig
+
+_LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
+
+
+def adamw(
+    module: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    layer_decay: float = 1.0,
+) -> AdamW:
+    """AdamW (arXiv:1711.05101) over the trainable parameters; matrices decay, the rest does not.
+
+    Each group carries `scale`, its learning rate as a share of the scheduled one.
+    """
+    groups = list(_groups(module, weight_decay, layer_decay))
+    return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+def schedule(config: ScheduleConfig, *, peak: float, total_steps: int) -> Callable[[int], float]:
+    """The learning rate by step: linear warm-up to `peak`, then the configured shape.
+
+    Source of the cosine: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 with one cycle.
+    """
+    warmup_steps = round(config.warmup * total_steps)
+
+    def learning_rate(step: int) -> float:
+        if step < warmup_steps:
+            return peak * (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        match config.name:
+            case "cosine":
+                share = (1 + math.cos(math.pi * progress)) / 2
+            case "linear":
+                share = 1 - progress
+            case "constant":
+                return peak
+        return peak * (config.floor + (1 - config.floor) * share)
+
+    return learning_rate
+
+
+def _groups(module: nn.Module, weight_decay: float, layer_decay: float) -> Iterable[dict[str, Any]]:
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    depth = 1 + max((_layer(name) or 0 for name, _ in trainable), default=0)
+    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable:
+        decay = weight_decay if parameter.dim() >= 2 else 0.0
+        scale = layer_decay ** _layers_below_top(name, depth)
+        grouped.setdefault((decay, scale), []).append(parameter)
+    for (decay, scale), parameters in grouped.items():
+        yield {"params": parameters, "weight_decay": decay, "scale": scale}
+
+
+def _layer(name: str) -> int | None:
+    found = _LAYER_NUMBER.search(f".{name}")
+    return int(found.group(1)) if found else None
+
+
+def _layers_below_top(name: str, depth: int) -> int:
+    """0 for the head and final norm, 1 for the uppermost layer, ... `depth` + 1 for embeddings."""
+    layer = _layer(name)
+    if layer is not None:
+        return depth - layer
+    return depth + 1 if "embed" in name or "wte" in name or "wpe" in name else 0

@@ -1,0 +1,1 @@
+"""In what order, and what is kept: pipeline, artifacts, promotion, model store, report, CLI."""

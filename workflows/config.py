@@ -1,0 +1,311 @@
+"""The pipeline file: the leaves' schemas composed and cross-checked, errors to act on."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from cluster.config import ClusterConfig, Range, SearchConfig
+from trainers.config import (
+    CorpusConfig,
+    Fraction,
+    Hyperparameters,
+    ModelConfig,
+    PositiveInt,
+    PretrainConfig,
+    Schema,
+    TaskConfig,
+    TokenizerConfig,
+)
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
+
+_POSITION_FIELDS = ("max_position_embeddings", "n_positions")
+_REMOTE = re.compile(r"^[a-z0-9]+://")
+
+
+class ConfigError(ValueError):
+    """The pipeline file cannot be used; the message names every place and a way out."""
+
+
+class FinalConfig(Schema):
+    """What is trained again after the search, and how often."""
+
+    top: PositiveInt = 1
+    """Best trials trained again; the choice between them is by their validation mean."""
+
+    seeds: PositiveInt = 3
+    """Trainings of each, with seeds 0, 1, ..."""
+
+
+class ControlsConfig(Schema):
+    """Trainings that show what the base model was worth."""
+
+    scratch: bool = False
+    """Train the same network from random weights with the same budget."""
+
+    scratch_learning_rates: Annotated[list[float], Field(min_length=1)] = [0.5, 1.0, 2.0]
+    """Learning rates tried for it, as multiples of the chosen one; the best by validation."""
+
+
+class PromoteConfig(Schema):
+    """When a new model replaces the champion."""
+
+    min_improvement: Fraction = 0.0
+    """The test metric must be better by more than this."""
+
+
+class PipelineTask(TaskConfig):
+    """A downstream task with its search, final training and promotion."""
+
+    search: SearchConfig
+    """Fine-tuning trials."""
+
+    final: FinalConfig = FinalConfig()
+    """Training again, choice and test."""
+
+    controls: ControlsConfig = ControlsConfig()
+    """Comparisons for the report."""
+
+    promote: PromoteConfig = PromoteConfig()
+    """The rule of promotion."""
+
+    @model_validator(mode="after")
+    def _space_is_of_hyperparameters(self) -> Self:
+        for name, value in self.search.space.items():
+            if name not in Hyperparameters.model_fields:
+                raise ValueError(
+                    f"search.space.{name}: no such hyperparameter"
+                    f"{_suggestion(name, Hyperparameters.model_fields)}"
+                )
+            for sample in _samples(value):
+                _check_hyperparameter(name, sample)
+        return self
+
+    @property
+    def task(self) -> TaskConfig:
+        """The task alone, without how it is searched."""
+        return TaskConfig(**{name: getattr(self, name) for name in TaskConfig.model_fields})
+
+    @property
+    def max_epochs(self) -> int:
+        """The longest a trial may train."""
+        epochs = self.search.space.get("epochs", Hyperparameters().epochs)
+        return int(max(_samples(epochs)))
+
+
+class PipelineConfig(Schema):
+    """A whole pipeline: what is computed above, where it runs in `cluster`."""
+
+    name: Name
+    """A label; models are called `<name>.<task>`."""
+
+    storage: str = "./pretune-data"
+    """Folder for artifacts, runs, models and the MLflow database; relative to where you are."""
+
+    corpus: CorpusConfig
+    """Text to pretrain on."""
+
+    tokenizer: TokenizerConfig
+    """How text becomes tokens."""
+
+    model: ModelConfig
+    """The network."""
+
+    pretrain: PretrainConfig
+    """Self-supervised training."""
+
+    tasks: dict[Name, PipelineTask]
+    """Downstream tasks by name."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    """Where it runs."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        problems = [*_position_problems(self), *_held_out_problems(self), *_gang_problems(self)]
+        if _REMOTE.match(self.storage):
+            problems.append(f"storage: {self.storage!r} is remote; give a folder all nodes can see")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """Read a pipeline file.
+
+    Args:
+        path: the YAML file.
+        overrides: `a.b=c`, each setting one value, written as YAML.
+
+    Raises:
+        ConfigError: tells everything that is wrong, with places.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_repeated_keys(root, path)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a pipeline file is a mapping; see examples/demo.yaml")
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return PipelineConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_told(error, path, root))) from None
+
+
+def _told(error: ValidationError, path: Path, root: yaml.Node | None) -> Iterable[str]:
+    """One line a problem: file, line, key, what is wrong, the nearest valid key."""
+    for problem in error.errors(include_url=False):
+        place = [part for part in problem["loc"] if not _is_union_branch(part)]
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            valid = _keys_at(place[:-1])
+            message = f"unknown key{_suggestion(str(place[-1]), valid)}"
+        elif problem["type"] == "missing":
+            message = "is required"
+        elif problem["type"] != "value_error":
+            message = f"{message} (got {problem['input']!r})"
+        key = ".".join(map(str, place))
+        yield f"{path}:{_line(root, place)}: {key + ': ' if key else ''}{message}"
+
+
+def _is_union_branch(part: str | int) -> bool:
+    """Pydantic puts the tried type of a union into an error's place; no user wrote that."""
+    return isinstance(part, str) and bool(re.match(r"^(Range|constrained-|list\[|function-)", part))
+
+
+def _keys_at(place: Sequence[str | int]) -> list[str]:
+    """The valid keys at a place in the file."""
+    schema: Any = PipelineConfig
+    for part in place:
+        if isinstance(schema, type) and issubclass(schema, BaseModel):
+            field = schema.model_fields.get(str(part))
+            schema = _schema_in(field.annotation) if field else None
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return [field.alias or name for name, field in schema.model_fields.items()]
+    return []
+
+
+def _schema_in(annotation: Any) -> Any:
+    """The schema inside an annotation such as `dict[Name, PipelineTask]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [schema for inner in get_args(annotation) if (schema := _schema_in(inner))]
+    return found[0] if found else None
+
+
+def _suggestion(name: str, valid: Iterable[str]) -> str:
+    names = list(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; valid are {', '.join(names)}" if names else ""
+
+
+def _line(root: yaml.Node | None, place: Sequence[str | int]) -> int:
+    """The line of the deepest part of `place` that stands in the file, counted from 1."""
+    node, line = root, 1
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            entry = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if entry is None:
+                return line
+            line, node = entry[0].start_mark.line + 1, entry[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _refuse_repeated_keys(node: yaml.Node | None, path: Path) -> None:
+    """YAML's loader would keep the last of two equal keys and say nothing."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, path)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise ConfigError(f"{path}:{line}: {key.value}: this key stands here twice")
+            seen.add(key.value)
+            _refuse_repeated_keys(value, path)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected key=value, for example pretrain.seed=1")
+    *parents, last = key.split(".")
+    section = data
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override}: {parent} is no section")
+    section[last] = yaml.safe_load(value)
+
+
+def _samples(value: Any) -> list[Any]:
+    """Values that stand for a dimension: its choices, or its bounds."""
+    if isinstance(value, Range):
+        return [bound for _, bounds in value if bounds is not None for bound in bounds]
+    return value if isinstance(value, list) else [value]
+
+
+def _check_hyperparameter(name: str, value: Any) -> None:
+    try:
+        Hyperparameters.model_validate({name: value})
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise ValueError(f"search.space.{name}: {message} (got {value!r})") from None
+
+
+def _position_problems(config: PipelineConfig) -> Iterable[str]:
+    if config.model.from_:
+        return  # the checkpoint's own positions are checked where it is read
+    stated = next(
+        (config.model.config[f] for f in _POSITION_FIELDS if f in config.model.config), None
+    )
+    positions = stated or config.pretrain.sequence_length
+    lengths: dict[str, int] = {"pretrain.sequence_length": config.pretrain.sequence_length}
+    lengths |= {f"tasks.{name}.max_length": task.max_length for name, task in config.tasks.items()}
+    for place, length in lengths.items():
+        if length > positions:
+            raises = "raise" if stated else "set"
+            yield (
+                f"{place} {length} is longer than the model's {positions} positions; lower it or "
+                f"{raises} model.config.max_position_embeddings"
+            )
+
+
+def _held_out_problems(config: PipelineConfig) -> Iterable[str]:
+    for name in config.corpus.held_out:
+        if name not in config.tasks:
+            yield f"corpus.held_out: no task {name!r}{_suggestion(name, config.tasks)}"
+
+
+def _gang_problems(config: PipelineConfig) -> Iterable[str]:
+    workers, batch = config.cluster.pretrain.workers, config.pretrain.global_batch_size
+    if batch % workers:
+        yield (
+            f"a global batch of {batch} sequences cannot be shared evenly by {workers} workers; "
+            "change cluster.pretrain.workers or pretrain.global_batch_tokens"
+        )
+
+
+def as_yaml(config: PipelineConfig) -> str:
+    """The whole configuration, defaults included."""
+    data: Mapping[str, Any] = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,65 @@
+"""Does a new model replace the champion? Pure."""
+
+import math
+from dataclasses import dataclass
+
+from workflows.config import PromoteConfig
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's score on the test rows; higher is better."""
+
+    model: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Promote:
+    """It does."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Keep:
+    """It does not."""
+
+    reason: str
+
+
+def decide(
+    challenger: Evaluation,
+    champion: Evaluation | None,
+    *,
+    majority: float,
+    rule: PromoteConfig,
+) -> Promote | Keep:
+    """Promote what is better on the same rows; a tie or an unusable score changes nothing.
+
+    Args:
+        challenger: the new model.
+        champion: the model to beat, evaluated on the same rows; None where there is none.
+        majority: what always answering the most frequent label scores.
+        rule: the user's.
+    """
+    if not math.isfinite(challenger.score):
+        return Keep(f"{challenger.model} scores {challenger.score}, which is no number")
+    if challenger.score <= majority:
+        return Keep(
+            f"{challenger.model} scores {challenger.score:.4f}, no better than always answering "
+            f"the most frequent label ({majority:.4f})"
+        )
+    if champion is None:
+        return Promote(
+            f"the first model: {challenger.score:.4f} against {majority:.4f} by majority"
+        )
+    if not math.isfinite(champion.score):
+        return Promote(f"{champion.model} scores {champion.score}, which is no number")
+    gain = challenger.score - champion.score
+    compared = f"{challenger.score:.4f} against {champion.score:.4f} of {champion.model}"
+    if gain <= rule.min_improvement:
+        return Keep(
+            f"{compared}: a gain of {gain:+.4f}, needed is more than {rule.min_improvement}"
+        )
+    return Promote(f"{compared}: {gain:+.4f}")

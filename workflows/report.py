@@ -1,0 +1,158 @@
+"""One self-contained HTML file about a run, from the artifacts of its steps."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from workflows.artifacts import Record
+from workflows.final import ranked
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_CHART_INCHES = (7.2, 3.0)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished step: its record and its output folder."""
+
+    record: Record
+    output: Path
+
+
+@dataclass(frozen=True)
+class Score:
+    """A method's test score, with its spread where it was trained with several seeds."""
+
+    method: str
+    mean: float
+    spread: float | None
+    trainings: int
+
+
+def render(pipeline: str, steps: Sequence[str], finished: Mapping[str, Finished]) -> str:
+    """The page.
+
+    Args:
+        pipeline: its name.
+        steps: names of all steps, in order.
+        finished: those that succeeded, by name.
+    """
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = _number
+    environment.filters["clock"] = lambda seconds: f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    tasks = [name.removesuffix(".data") for name in steps if name.endswith(".data")]
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        pipeline=pipeline,
+        steps=[(name, finished[name].record if name in finished else None) for name in steps],
+        pretraining=_pretraining(finished.get("pretrain")),
+        tasks=[_task(name, finished) for name in tasks],
+    )
+
+
+def scores(result: Mapping[str, Any]) -> list[Score]:
+    """Test scores by method, best first, out of a `final.json`."""
+    metric = result["metric"]
+    trained = {
+        "fine-tuned from the base": result["seeds"]["pretrained"],
+        "same network from random weights": result["seeds"]["scratch"],
+    }
+    found = [
+        _over_seeds(name, [s[metric] for s in by_seed])
+        for name, by_seed in trained.items()
+        if by_seed
+    ]
+    found += [Score(name, s[metric], None, 1) for name, s in result["baselines"].items()]
+    return sorted(found, key=lambda score: score.mean, reverse=True)
+
+
+def _over_seeds(method: str, values: Sequence[float]) -> Score:
+    spread = stdev(values) if len(values) > 1 else None
+    return Score(method, fmean(values), spread, len(values))
+
+
+def _pretraining(step: Finished | None) -> dict[str, Any] | None:
+    if step is None:
+        return None
+    found = json.loads((step.output / "pretraining.json").read_text(encoding="utf-8"))
+    return {"facts": step.record.facts, "chart": _loss_chart(found["history"])}
+
+
+def _task(name: str, finished: Mapping[str, Finished]) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": name}
+    if tune := finished.get(f"{name}.tune"):
+        trials = json.loads((tune.output / "trials.json").read_text(encoding="utf-8"))
+        metric = tune.record.spec["task"]["metric"]
+        found |= {"trials": ranked(trials, metric), "metric": metric}
+        found["trials_chart"] = _trials_chart(trials, metric)
+    if final := finished.get(f"{name}.final"):
+        result = json.loads((final.output / "final.json").read_text(encoding="utf-8"))
+        found |= {"result": result, "scores": scores(result), "metric": result["metric"]}
+        found["scores_chart"] = _scores_chart(found["scores"], result["metric"])
+    if promote := finished.get(f"{name}.promote"):
+        found["promotion"] = promote.record.facts
+    return found
+
+
+def _loss_chart(history: Sequence[Mapping[str, float]]) -> str:
+    figure, axes = _chart("tokens", "loss (nats per token)")
+    axes.plot([h["tokens"] for h in history], [h["loss"] for h in history], label="training")
+    held_out = [h for h in history if "validation_loss" in h]
+    if held_out:
+        losses = [h["validation_loss"] for h in held_out]
+        axes.plot([h["tokens"] for h in held_out], losses, "o-", label="validation")
+    axes.legend(frameon=False)
+    return _embedded(figure)
+
+
+def _trials_chart(trials: Sequence[Mapping[str, Any]], metric: str) -> str:
+    figure, axes = _chart("epoch", f"{metric} on validation rows")
+    for trial in trials:
+        values = [epoch[metric] for epoch in trial["history"] if metric in epoch]
+        axes.plot(range(1, len(values) + 1), values, "o-", alpha=0.7, markersize=3)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return _embedded(figure)
+
+
+def _scores_chart(found: Sequence[Score], metric: str) -> str:
+    figure, axes = _chart(f"{metric} on test rows", "")
+    worst_first = list(reversed(found))
+    axes.barh(
+        [score.method for score in worst_first],
+        [score.mean for score in worst_first],
+        xerr=[score.spread or 0.0 for score in worst_first],
+        height=0.6,
+    )
+    lowest = min(score.mean for score in found)
+    axes.set_xlim(left=max(0.0, lowest - 0.1))
+    return _embedded(figure)
+
+
+def _chart(x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=_CHART_INCHES, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _embedded(figure: Figure) -> str:
+    """The chart as a data URI: an SVG needs no network and stays sharp in print."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _number(value: Any) -> str:
+    """A number for people; everything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

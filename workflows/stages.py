@@ -1,0 +1,220 @@
+"""One function per kind of step: the only place where trainers meet the cluster."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster import capacity
+from cluster.config import GangConfig
+from trainers import corpus, documents, finetune, pretrain, tasks, tokenizer, tokens
+from trainers.config import CorpusConfig, TaskDataConfig
+from workflows import final, report, tracking
+from workflows.execution import StageContext
+from workflows.models import ModelStore
+from workflows.pipeline import (
+    PretrainSpec,
+    PromoteSpec,
+    SummarySpec,
+    TokenizerSpec,
+    TokensSpec,
+    TuneSpec,
+)
+from workflows.promotion import Evaluation, Promote, decide
+
+Facts = Mapping[str, Any]
+
+
+def prepare_data(context: StageContext) -> Facts:
+    """A task's rows, split."""
+    (path,) = context.step.outside
+    return tasks.prepare(context.spec(TaskDataConfig), Path(path), context.output)
+
+
+def build_corpus(context: StageContext) -> Facts:
+    """Documents in shards, without the texts that tasks are tested on."""
+    config = context.spec(CorpusConfig)
+    files = [documents.expand(source.path, context.base) for source in config.sources]
+    held_out = [
+        text for task in context.step.inputs for text in tasks.test_texts(context.input(task))
+    ]
+    return asdict(corpus.build(config, files, held_out, context.output))
+
+
+def build_tokenizer(context: StageContext) -> Facts:
+    """A tokenizer of the corpus' training documents."""
+    spec = context.spec(TokenizerSpec)
+    shards = corpus.shards(context.input("corpus"), corpus.TRAIN)
+    texts = (text for shard in shards for text in corpus.read(shard))
+    built = tokenizer.build(spec.tokenizer, context.base, texts, spec.max_length)
+    built.save_pretrained(str(context.output))
+    return {"vocab_size": len(built)}
+
+
+def pack_tokens(context: StageContext) -> Facts:
+    """Training sequences, one cluster task per shard of the corpus."""
+    sequence_length = context.spec(TokensSpec).sequence_length
+    work = [
+        tokens.ShardWork(shard, context.input("tokenizer"), context.output, sequence_length)
+        for part in (corpus.TRAIN, corpus.VALIDATION)
+        for shard in corpus.shards(context.input("corpus"), part)
+    ]
+    packed = context.cluster.map(tokens.pack_shard, work, context.execution.trials, context.log)
+    vocab_size = len(tokenizer.load(context.input("tokenizer")))
+    tokens.write_index(
+        context.output, packed, sequence_length=sequence_length, vocab_size=vocab_size
+    )
+    return {
+        "sequences": sum(shard.sequences for shard in packed),
+        "tokens": sum(shard.tokens for shard in packed),
+        "documents": sum(shard.documents for shard in packed),
+    }
+
+
+def run_pretraining(context: StageContext) -> Facts:
+    """The base model, trained by a gang."""
+    spec, gang = context.spec(PretrainSpec), context.execution.pretrain
+    work = pretrain.PretrainWork(
+        model=spec.model,
+        pretrain=spec.pretrain,
+        base=context.base,
+        tokenizer=context.input("tokenizer"),
+        tokens=context.input("tokens"),
+        output=context.output,
+        checkpoints=context.attempt.work / "checkpoints",
+        earlier_checkpoints=tuple(path / "checkpoints" for path in context.attempt.earlier_work),
+    )
+    context.cluster.run_gang(
+        partial(pretrain.run, work, _pretrain_execution(gang)),
+        gang,
+        name="pretrain",
+        directory=context.attempt.work / "ray",
+        log=context.log,
+        on_report=context.progress,
+    )
+    found = json.loads((context.output / pretrain.FACTS).read_text(encoding="utf-8"))
+    last = found.pop("history")[-1]
+    return {**found, **last}
+
+
+def tune(context: StageContext) -> Facts:
+    """The trials of a task's search."""
+    spec, worker = context.spec(TuneSpec), context.execution.trials
+    directory = context.attempt.work / "ray"
+    for earlier in context.attempt.earlier_work:
+        if (earlier / "ray").is_dir() and not directory.exists():
+            shutil.copytree(earlier / "ray", directory)
+    results = context.cluster.run_trials(
+        finetune.FineTuning,
+        finetune.task_inputs(
+            spec.task,
+            context.input("pretrain"),
+            context.input("data"),
+            threads=worker.cpus,
+            use_gpu=bool(worker.gpus),
+        ),
+        spec.search,
+        worker,
+        metric=spec.task.metric,
+        max_epochs=spec.max_epochs,
+        slots=capacity.trials_at_once(context.cluster.capacity(), worker, context.searches),
+        directory=directory,
+        log=context.log,
+        on_result=context.progress.of_trial,
+    )
+    trials = [asdict(result) for result in results]
+    (context.output / final.TRIALS).write_text(json.dumps(trials, indent=1), encoding="utf-8")
+    best = final.finished(trials, spec.task.metric)[0]
+    return {
+        "trials": len(results),
+        "failed": sum(result.status == "failed" for result in results),
+        "stopped": sum(result.status == "stopped" for result in results),
+        "best": best["hyperparameters"],
+        "best_validation": best["history"][-1][spec.task.metric],
+    }
+
+
+def promote(context: StageContext) -> Facts:
+    """A version in the model store, and the alias `champion` when it is better."""
+    spec = context.spec(PromoteSpec)
+    result = json.loads((context.input("final") / final.RESULT).read_text(encoding="utf-8"))
+    store = ModelStore(context.paths.models)
+    champion = store.champion(spec.model)
+    incumbent = None
+    if champion is not None:
+        # The same rows for both: the champion may have been tested on another split.
+        test = tasks.load(context.input("data"), tasks.TEST)
+        folder = store.verified(champion)
+        scores, _ = finetune.evaluate(folder, spec.task, test)
+        incumbent = Evaluation(str(champion), scores[spec.task.metric])
+    challenger = Evaluation("the new model", result["test"][spec.task.metric])
+    verdict = decide(
+        challenger,
+        incumbent,
+        majority=result["baselines"]["majority"][spec.task.metric],
+        rule=spec.promote,
+    )
+    version = store.add(
+        spec.model,
+        context.input("final") / final.MODEL,
+        fingerprint=context.step.inputs["final"].fingerprint,
+        task=spec.task.model_dump(mode="json"),
+        scores=result["test"],
+    )
+    promoted = isinstance(verdict, Promote)
+    if promoted:
+        store.promote(version, expected=champion, reason=verdict.reason, run=context.paths.run_id)
+    return {
+        "model": str(version),
+        "promoted": promoted,
+        "reason": verdict.reason,
+        "score": challenger.score,
+        "champion": str(store.champion(spec.model) or ""),
+    }
+
+
+def write_report(context: StageContext) -> Facts:
+    """One HTML file about everything that succeeded."""
+    name = context.spec(SummarySpec).name
+    page = report.render(name, list(context.step.inputs), _finished(context))
+    context.paths.report.write_text(page, encoding="utf-8")
+    (context.output / "report.html").write_text(page, encoding="utf-8")
+    return {"report_bytes": len(page.encode())}
+
+
+def track(context: StageContext) -> Facts:
+    """The run, its trials and its models in MLflow."""
+    mirror = tracking.Mirror(context.spec(SummarySpec).name, context.paths.tracking)
+    store = ModelStore(context.paths.models)
+    return {"uri": mirror.uri, "runs": mirror.run(context.paths.run_id, _finished(context), store)}
+
+
+def _finished(context: StageContext) -> dict[str, report.Finished]:
+    return {
+        name: report.Finished(record, context.input(name))
+        for name in context.step.inputs
+        if (record := context.input_record(name)) is not None
+    }
+
+
+def _pretrain_execution(gang: GangConfig) -> pretrain.PretrainExecution:
+    return pretrain.PretrainExecution(
+        threads=gang.cpus, micro_batch_size=gang.micro_batch_size, use_gpu=bool(gang.gpus)
+    )
+
+
+STAGES: Mapping[str, Callable[[StageContext], Facts]] = {
+    "data": prepare_data,
+    "corpus": build_corpus,
+    "tokenizer": build_tokenizer,
+    "tokens": pack_tokens,
+    "pretrain": run_pretraining,
+    "tune": tune,
+    "final": final.run,
+    "promote": promote,
+    "report": write_report,
+    "track": track,
+}
