@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray.train
 from ray.exceptions import RayActorError, RayError
-from ray.train import RunConfig, ScalingConfig, UserCallback
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -25,25 +24,21 @@ _LOST_PEER_SIGNS = (
 )
 
 
-class RayReporter:
-    """Sends a rank's metrics to Ray Train."""
+@dataclass(frozen=True)
+class RankReporter:
+    """Hands rank 0's metrics on and forgets the others'.
+
+    Not `ray.train.report`: it holds one result and is emptied every two seconds, so a training
+    that reports more often would wait for it.
+    """
+
+    rank: int
+    on_report: Callable[[Metrics], None]
 
     def report(self, metrics: Metrics) -> None:
-        """Collective: every rank reports the same number of times."""
-        ray.train.report(dict(metrics))
-
-
-class _ForwardReports(UserCallback):  # type: ignore[misc]
-    """Runs in Ray Train's controller and hands on what rank 0 reports."""
-
-    def __init__(self, on_report: Callable[[Metrics], None]) -> None:
-        self._on_report = on_report
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        """Called when every rank has reported."""
-        self._on_report(metrics[0])
+        """Take one rank's metrics."""
+        if self.rank == 0:
+            self.on_report(metrics)
 
 
 @dataclass(frozen=True)
@@ -52,11 +47,12 @@ class _Rank:
 
     function: Callable[[Reporter], None]
     log: Path
+    on_report: Callable[[Metrics], None]
 
     def __call__(self) -> None:
         rank = ray.train.get_context().get_world_rank()
         with redirected(self.log.with_suffix(f".rank{rank}.log")):
-            self.function(RayReporter())
+            self.function(RankReporter(rank, self.on_report))
 
 
 def run(
@@ -76,14 +72,12 @@ def run(
     """
     resources = {"CPU": gang.cpus, "GPU": gang.gpus}
     trainer = TorchTrainer(
-        _Rank(function, log),
+        _Rank(function, log, on_report),
         torch_config=TorchConfig(backend="nccl" if gang.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=gang.workers, use_gpu=bool(gang.gpus), resources_per_worker=resources
         ),
-        run_config=RunConfig(
-            name=name, storage_path=str(directory), callbacks=[_ForwardReports(on_report)]
-        ),
+        run_config=RunConfig(name=name, storage_path=str(directory)),
     )
     try:
         trainer.fit()

@@ -141,8 +141,8 @@ class Cluster(Protocol):
     ) -> None:
         """Run `function` on every rank of a gang, with torch's process group set up around it.
 
-        Rank 0's reports reach `on_report`. A lost worker restarts the whole gang, which is to go
-        on from what it saved.
+        Rank 0's reports reach `on_report`, in rank 0's process. A lost worker restarts the whole
+        gang, which is to go on from what it saved.
 
         Raises:
             TaskFailedError: a rank raised.

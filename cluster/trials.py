@@ -19,7 +19,12 @@ from ray.tune import (
 )
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search import (
+    BasicVariantGenerator,
+    ConcurrencyLimiter,
+    SearchAlgorithm,
+    Searcher,
+)
 from ray.tune.search.optuna import OptunaSearch
 
 from cluster.config import Range, SearchConfig, WorkerConfig
@@ -139,19 +144,20 @@ def run(
     experiment = directory / EXPERIMENT
     # Only what is asked for: Tune would add CSV and TensorBoard writers to every trial.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # A snapshot after each checkpoint is what we want: it is what a restart goes on from.
+    os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
     if Tuner.can_restore(str(experiment)):
         tuner = Tuner.restore(str(experiment), trainable=trainable)
     else:
         tuner = Tuner(
             trainable,
-            param_space=_space(search) if search.searcher == "random" else {},
+            param_space=_space(search),
             tune_config=TuneConfig(
                 metric=_SCORE,
                 mode="max",
                 num_samples=search.trials,
-                search_alg=_searcher(search),
+                search_alg=_searcher(search, slots),
                 scheduler=_scheduler(search, max_epochs),
-                max_concurrent_trials=slots,
                 reuse_actors=True,
             ),
             run_config=RunConfig(
@@ -184,10 +190,11 @@ def _domain(value: Any) -> Any:
     return value
 
 
-def _searcher(search: SearchConfig) -> Searcher | SearchAlgorithm:
+def _searcher(search: SearchConfig, slots: int) -> Searcher | SearchAlgorithm:
     if search.searcher == "tpe":
-        return OptunaSearch(space=_space(search), metric=_SCORE, mode="max", seed=search.seed)
-    return BasicVariantGenerator(random_state=search.seed)
+        searcher = OptunaSearch(metric=_SCORE, mode="max", seed=search.seed)
+        return ConcurrencyLimiter(searcher, max_concurrent=slots)
+    return BasicVariantGenerator(random_state=search.seed, max_concurrent=slots)
 
 
 def _scheduler(search: SearchConfig, max_epochs: int) -> TrialScheduler:

@@ -36,8 +36,7 @@ def write_entities(path: Path, sentences: int = 120) -> None:
     generator = random.Random(1)
     lines = []
     for number in range(sentences):
-        for word in [*generator.choices(WORDS, k=4), f"n{number}"]:
-            lines.append(f"{word}\tO")
+        lines += [f"{word}\tO" for word in [*generator.choices(WORDS, k=4), f"n{number}"]]
         lines += ["in\tO", f"{generator.choice(['Paris', 'Rome', 'Oslo'])}\tB-place", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
 

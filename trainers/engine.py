@@ -199,9 +199,11 @@ def _import_deepspeed(device: torch.device) -> Any:
     import deepspeed
     import deepspeed.ops
 
-    # On a CPU DeepSpeed compiles a shared-memory all-reduce at its first use, which only
-    # inference calls (`comm.inference_all_reduce`); training without it needs no C++ compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu":
+        # On a CPU DeepSpeed tries out which C++ ops would compile, then compiles a shared-memory
+        # all-reduce that only inference calls (`comm.inference_all_reduce`). With no op declared
+        # compatible it does neither: training needs no compiler and pays for none.
+        deepspeed.ops.__compatible_ops__ = {}
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
     return deepspeed

@@ -51,6 +51,14 @@ class Record(BaseModel):
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A finished step: its record and its output folder."""
+
+    record: Record
+    output: Path
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One try at a step, in a folder of its own."""
 

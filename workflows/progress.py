@@ -138,6 +138,8 @@ class LiveView:
         if name is None:
             return
         is_change = event["event"] == "step"
+        if event.get("state") == "waiting":
+            return
         if not is_change and event["time"] - self._last_line.get(name, 0.0) < _LINE_EVERY_S:
             return
         self._last_line[name] = event["time"]

@@ -12,19 +12,11 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from workflows.artifacts import Record
+from workflows.artifacts import Finished
 from workflows.final import ranked
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _CHART_INCHES = (7.2, 3.0)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished step: its record and its output folder."""
-
-    record: Record
-    output: Path
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from cluster import capacity
 from cluster.config import GangConfig
 from trainers import corpus, documents, finetune, pretrain, tasks, tokenizer, tokens
 from trainers.config import CorpusConfig, TaskDataConfig
-from workflows import final, report, tracking
+from workflows import final
+from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
 from workflows.pipeline import (
@@ -178,6 +179,8 @@ def promote(context: StageContext) -> Facts:
 
 def write_report(context: StageContext) -> Facts:
     """One HTML file about everything that succeeded."""
+    from workflows import report  # imports matplotlib
+
     name = context.spec(SummarySpec).name
     page = report.render(name, list(context.step.inputs), _finished(context))
     context.paths.report.write_text(page, encoding="utf-8")
@@ -187,14 +190,16 @@ def write_report(context: StageContext) -> Facts:
 
 def track(context: StageContext) -> Facts:
     """The run, its trials and its models in MLflow."""
+    from workflows import tracking  # imports MLflow
+
     mirror = tracking.Mirror(context.spec(SummarySpec).name, context.paths.tracking)
     store = ModelStore(context.paths.models)
     return {"uri": mirror.uri, "runs": mirror.run(context.paths.run_id, _finished(context), store)}
 
 
-def _finished(context: StageContext) -> dict[str, report.Finished]:
+def _finished(context: StageContext) -> dict[str, Finished]:
     return {
-        name: report.Finished(record, context.input(name))
+        name: Finished(record, context.input(name))
         for name in context.step.inputs
         if (record := context.input_record(name)) is not None
     }

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from workflows.artifacts import Finished
 from workflows.models import CHAMPION, ModelStore, Version
-from workflows.report import Finished
 
 _ARTIFACTS = "mlflow-artifacts"
 _LONGEST_PARAM = 500
