@@ -19,9 +19,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
 from trainers.config import ModelConfig, TaskType
 from trainers.errors import DataError
+
+# A bar for each file read or written says nothing in a log and disturbs a terminal.
+disable_progress_bar()
 
 Weights = Mapping[str, NDArray[Any]]
 

@@ -21,6 +21,7 @@ from workflows.session import Session
 SUCCEEDED, FAILED, USAGE, STOPPED = 0, 1, 2, 4
 
 _STORAGE = "./pretune-data"
+_PLANS = {State.REUSED: "REUSE", State.WAITING: "RUN", State.NOT_NEEDED: "NOT NEEDED"}
 
 app = typer.Typer(
     help="Pretrain once, tune for everything, promote what is proved.",
@@ -66,7 +67,7 @@ def plan(pipeline: PipelineFile, overrides: Overrides = None, as_json: AsJson = 
     rows = [
         {
             "step": step.name,
-            "plan": "RUN" if states[step.name] is State.WAITING else states[step.name].upper(),
+            "plan": _PLANS[states[step.name]],
             "fingerprint": step.fingerprint,
         }
         for step in opened.steps

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -188,14 +188,17 @@ def _is_union_branch(part: str | int) -> bool:
 
 def _keys_at(place: Sequence[str | int]) -> list[str]:
     """The valid keys at a place in the file."""
-    schema: Any = PipelineConfig
+    annotation: Any = PipelineConfig
     for part in place:
-        if isinstance(schema, type) and issubclass(schema, BaseModel):
-            field = schema.model_fields.get(str(part))
-            schema = _schema_in(field.annotation) if field else None
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return [field.alias or name for name, field in schema.model_fields.items()]
-    return []
+        schema = _schema_in(annotation)
+        if get_origin(annotation) in (dict, list):
+            annotation = schema  # the part is a key or an index
+        elif schema is not None and str(part) in schema.model_fields:
+            annotation = schema.model_fields[str(part)].annotation
+        else:
+            return []
+    schema = _schema_in(annotation)
+    return [f.alias or name for name, f in schema.model_fields.items()] if schema else []
 
 
 def _schema_in(annotation: Any) -> Any:

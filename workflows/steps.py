@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from trainers.config import WHERE, Schema
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One unit of work of a pipeline."""
 

@@ -1,0 +1,229 @@
+"""The cluster protocol on a real local Ray."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from toys import (
+    GangWithOneDeath,
+    ToyTrial,
+    die,
+    die_once,
+    double,
+    fail,
+    gang_rank_raises,
+    gang_sum,
+    write_to,
+)
+
+from cluster.config import (
+    ClusterConfig,
+    GangConfig,
+    Range,
+    RetryConfig,
+    SearchConfig,
+    WorkerConfig,
+)
+from cluster.interface import Metrics, TaskFailedError, TrialResult, WorkerLostError
+from cluster.ray_cluster import RayCluster, connect
+
+pytestmark = pytest.mark.ray
+
+ONE = WorkerConfig()
+TWO = GangConfig(workers=2)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    # Workers find the module `toys` as this process does.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    with connect(ClusterConfig(retry=RetryConfig(max_attempts=2, delay_s=0))) as connected:
+        yield connected
+    del os.environ["PYTHONPATH"]
+
+
+def test_function_runs_elsewhere_and_prints_to_its_log(cluster: RayCluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    pending = cluster.submit(double, 21, log=log)
+    assert pending.result().unwrap() == 42
+    assert log.read_text() == "doubling 21\n"
+
+
+def test_exception_comes_back_as_text_and_its_traceback_is_in_the_log(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    outcome = cluster.submit(fail, "x", log=tmp_path / "log").result()
+    assert isinstance(outcome.error, TaskFailedError)
+    assert str(outcome.error) == "KeyError: 'x'"
+    assert "toys.py" in (tmp_path / "log").read_text()
+
+
+def test_killed_process_is_a_lost_worker(cluster: RayCluster, tmp_path: Path) -> None:
+    outcome = cluster.submit(die, None, log=tmp_path / "log").result()
+    assert isinstance(outcome.error, WorkerLostError)
+
+
+def test_map_starts_a_lost_item_again_and_keeps_the_order(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    items = [tmp_path / str(number) for number in range(3)]
+    items[0].touch()
+    items[2].touch()
+    assert cluster.map(die_once, items, ONE, tmp_path / "log") == ["survived"] * 3
+
+
+def test_map_gives_up_on_what_is_lost_too_often(cluster: RayCluster, tmp_path: Path) -> None:
+    with pytest.raises(WorkerLostError, match="WorkerCrashedError"):
+        cluster.map(die, [1], ONE, tmp_path / "log")
+
+
+def test_map_raises_what_an_item_raised(cluster: RayCluster, tmp_path: Path) -> None:
+    with pytest.raises(TaskFailedError, match="KeyError"):
+        cluster.map(fail, ["x"], ONE, tmp_path / "log")
+
+
+def run_gang(cluster: RayCluster, function: object, folder: Path) -> list[str]:
+    cluster.run_gang(
+        function,  # type: ignore[arg-type]
+        TWO,
+        name="gang",
+        directory=folder / "ray",
+        log=folder / "gang.log",
+        on_report=partial(write_to, folder / "reports"),
+    )
+    return (folder / "reports").read_text().split()
+
+
+def test_gang_works_together_and_rank_0_reports(cluster: RayCluster, tmp_path: Path) -> None:
+    assert run_gang(cluster, gang_sum, tmp_path) == ["3"]
+    for rank in range(2):
+        assert f"rank {rank} of 2" in (tmp_path / f"gang.rank{rank}.log").read_text()
+
+
+def test_gang_is_started_again_when_a_rank_dies(cluster: RayCluster, tmp_path: Path) -> None:
+    marker = tmp_path / "died"
+    assert run_gang(cluster, GangWithOneDeath(marker), tmp_path) == ["3"]
+    assert marker.exists()
+
+
+def test_gang_ends_when_a_rank_raises(cluster: RayCluster, tmp_path: Path) -> None:
+    with pytest.raises(TaskFailedError, match="KeyError: 'rank 1'"):
+        run_gang(cluster, gang_rank_raises, tmp_path)
+
+
+def search(
+    cluster: RayCluster, folder: Path, config: SearchConfig, slots: int = 1
+) -> tuple[list[TrialResult], list[Metrics], list[str]]:
+    reports: list[Metrics] = []
+    starts = folder / "starts"
+    results = cluster.run_trials(
+        ToyTrial,
+        {"starts": starts, "marker": folder / "died"},
+        config,
+        ONE,
+        metric="score",
+        max_epochs=4,
+        slots=slots,
+        directory=folder / "search",
+        log=folder / "log",
+        on_result=lambda trial, metrics: reports.append(metrics),
+    )
+    return results, reports, starts.read_text().splitlines()
+
+
+def test_search_shares_one_process_and_isolates_bad_trials(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    config = SearchConfig(trials=12, space={"x": [-1, -2, 5], "epochs": 3}, seed=1)
+    results, reports, starts = search(cluster, tmp_path, config)
+    assert len(results) == 12
+    by_x = {result.hyperparameters["x"]: result for result in results}
+    assert by_x[-1].status == "failed"
+    assert by_x[-1].error == "ValueError: minus one"
+    assert by_x[-2].status == "failed"
+    assert "not finite" in str(by_x[-2].error)
+    assert by_x[5].status == "finished"
+    assert [epoch["score"] for epoch in by_x[5].history] == [5.0, 10.0, 15.0]
+    assert {report["epoch"] for report in reports} == {1, 2, 3}
+    assert len({line.split()[1] for line in starts}) == 1
+
+
+def test_asha_stops_what_falls_behind(cluster: RayCluster, tmp_path: Path) -> None:
+    config = SearchConfig(
+        trials=8, scheduler="asha", space={"x": Range(uniform=(1.0, 9.0)), "epochs": 4}
+    )
+    results, _, _ = search(cluster, tmp_path, config)
+    statuses = {result.status for result in results}
+    assert statuses == {"finished", "stopped"}
+    best = max(results, key=lambda result: result.hyperparameters["x"])
+    assert best.status == "finished"
+
+
+def test_tpe_is_given_constants_and_ranges(cluster: RayCluster, tmp_path: Path) -> None:
+    config = SearchConfig(
+        trials=3,
+        searcher="tpe",
+        space={"x": Range(loguniform=(1.0, 9.0)), "epochs": 2, "choice": ["a", "b"]},
+    )
+    results, _, _ = search(cluster, tmp_path, config)
+    for result in results:
+        assert result.status == "finished"
+        assert 1.0 <= result.hyperparameters["x"] <= 9.0
+        assert result.hyperparameters["epochs"] == 2
+        assert result.hyperparameters["choice"] in {"a", "b"}
+
+
+def test_trial_whose_process_dies_goes_on_from_its_last_epoch(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    config = SearchConfig(trials=1, space={"x": -3, "epochs": 3})
+    results, _, starts = search(cluster, tmp_path, config)
+    assert (tmp_path / "died").exists()
+    assert results[0].status == "finished"
+    assert [epoch["score"] for epoch in results[0].history] == [-3.0, -6.0, -9.0]
+    assert len({line.split()[1] for line in starts}) == 2
+
+
+def test_finished_search_is_not_run_again(cluster: RayCluster, tmp_path: Path) -> None:
+    config = SearchConfig(trials=3, space={"x": [1, 2], "epochs": 2})
+    first, _, starts = search(cluster, tmp_path, config)
+    second, _, starts_after = search(cluster, tmp_path, config)
+    assert starts_after == starts
+    assert sorted(r.trial_id for r in second) == sorted(r.trial_id for r in first)
+    assert {r.trial_id: r.history for r in second} == {r.trial_id: r.history for r in first}
+
+
+_FOREIGN = """
+import os, ray, subprocess, sys
+ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+ours = '''
+from cluster.config import ClusterConfig
+from cluster.ray_cluster import connect
+import os
+with connect(ClusterConfig()) as cluster:
+    import ray
+    assert ray.get_runtime_context().gcs_address != os.environ["RAY_ADDRESS"]
+    print("cpus", cluster.capacity().cpus)
+'''
+answer = subprocess.run([sys.executable, "-c", ours], capture_output=True, text=True)
+print(answer.stdout, answer.stderr[-2000:])
+with_address = ours.replace("ClusterConfig()", "ClusterConfig(address=os.environ['RAY_ADDRESS'])")
+answer = subprocess.run(
+    [sys.executable, "-c", with_address.replace("!=", "==")], capture_output=True, text=True
+)
+print("joined", answer.stdout, answer.stderr[-2000:])
+"""
+
+
+@pytest.mark.slow
+def test_foreign_cluster_is_joined_only_when_its_address_is_given() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", _FOREIGN], capture_output=True, text=True, timeout=180, check=True
+    )
+    assert f"cpus {float(os.cpu_count() or 1)}" in answer.stdout
+    assert "joined cpus 3.0" in answer.stdout, answer.stdout
