@@ -110,6 +110,9 @@ class TokenizerConfig(Schema):
     lowercase: bool = False
     """Fold case before tokenising (only when trained here)."""
 
+    replace: dict[str, str] = {}
+    """Regular expressions and what to put for their matches before tokenising, in this order."""
+
     from_: Annotated[str | None, Field(alias="from"), WHERE] = None
     """A folder with a Hugging Face tokenizer, used as it is."""
 
@@ -119,8 +122,8 @@ class TokenizerConfig(Schema):
             raise ValueError("give either train: bpe or from: FOLDER, and not both")
         if self.train and self.vocab_size is None:
             raise ValueError("train: bpe needs vocab_size, for example vocab_size: 8192")
-        if self.from_ and (self.vocab_size is not None or self.lowercase):
-            raise ValueError("vocab_size and lowercase go with train: bpe; drop them or drop from")
+        if self.from_ and (self.vocab_size is not None or self.lowercase or self.replace):
+            raise ValueError("vocab_size, lowercase and replace go with train: bpe, not with from")
         return self
 
 
@@ -193,8 +196,11 @@ class PretrainConfig(Schema):
     global_batch_tokens: PositiveInt
     """Tokens in one optimizer step over all workers; a multiple of sequence_length."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the updates of hidden matrices; AdamW takes the rest."""
+
     learning_rate: PositiveFloat
-    """Peak learning rate of AdamW."""
+    """Peak learning rate; Muon's updates are scaled to AdamW's size (arXiv:2502.16982, eq. 4)."""
 
     schedule: ScheduleConfig = ScheduleConfig()
     """Shape of the learning rate over training."""
@@ -205,8 +211,8 @@ class PretrainConfig(Schema):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """Decoupled weight decay on matrices; none on norms and biases."""
 
-    gradient_clipping: PositiveFloat = 1.0
-    """Largest global gradient norm."""
+    gradient_clipping: PositiveFloat | None = None
+    """Largest global gradient norm; 1.0 for adamw when absent. Muon's updates need none."""
 
     mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """Share of tokens the masked objective predicts (80 % mask, 10 % random, 10 % kept)."""
@@ -230,12 +236,21 @@ class PretrainConfig(Schema):
                 f"global_batch_tokens ({self.global_batch_tokens}) must be a multiple of "
                 f"sequence_length ({self.sequence_length})"
             )
+        if self.optimizer == "muon" and self.gradient_clipping is not None:
+            raise ValueError(
+                "gradient_clipping goes with optimizer: adamw; muon's updates need none"
+            )
         if self.tokens < self.global_batch_tokens:
             raise ValueError(
                 f"tokens ({self.tokens}) is less than one step's global_batch_tokens "
                 f"({self.global_batch_tokens}); raise tokens"
             )
         return self
+
+    @property
+    def clipping_norm(self) -> float:
+        """Largest global gradient norm; 0.0 is no clipping."""
+        return 0.0 if self.optimizer == "muon" else self.gradient_clipping or 1.0
 
     @property
     def global_batch_size(self) -> int:
@@ -362,6 +377,10 @@ class Hyperparameters(Schema):
 
     label_smoothing: Fraction = 0.0
     """Probability mass spread over the wrong labels."""
+
+    prefix_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the same loss at every prefix of the text: for classifiers that read left to right,
+    whose features of each prefix are at hand. Many more examples from few labels."""
 
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Each layer's learning rate as a share of the layer above (arXiv:1801.06146, 2.3)."""

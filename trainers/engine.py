@@ -92,7 +92,8 @@ class PlainEngine:
             loss = self._loss_function(self.module, _to(batch, self.device))
             (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        nn.utils.clip_grad_norm_(self.module.parameters(), self._gradient_clipping)
+        if self._gradient_clipping:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self._gradient_clipping)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return torch.stack(losses).mean()
@@ -143,6 +144,7 @@ class DeepSpeedEngine:
                 micro_batches=micro_batches,
                 precision=precision,
                 gradient_clipping=gradient_clipping,
+                uses_muon=type(optimizer).__name__ == "MuonWithAuxAdam",
             ),
         )
         self.module: nn.Module = self._engine.module
@@ -193,9 +195,20 @@ class DeepSpeedEngine:
         return whole
 
 
+def muon(groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
+    """DeepSpeed's Muon with AdamW beside it, for either engine; see `optim.muon_groups`."""
+    _import_deepspeed(device)
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    optimizer: Optimizer = MuonWithAuxAdam(groups)
+    return optimizer
+
+
 def _import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # Muon's kernels are marked for torch.compile, which on a CPU needs a C++ compiler.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     import deepspeed
     import deepspeed.ops
 
@@ -204,7 +217,7 @@ def _import_deepspeed(device: torch.device) -> Any:
         # all-reduce that only inference calls (`comm.inference_all_reduce`). With no op declared
         # compatible it does neither: training needs no compiler and pays for none.
         deepspeed.ops.__compatible_ops__ = {}
-    if not deepspeed.comm.is_initialized():
+    if torch.distributed.is_initialized() and not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
     return deepspeed
 

@@ -168,10 +168,34 @@ class FineTuning:
         self.epoch = torch.load(directory / _STATE, weights_only=True)["epoch"]
 
     def _loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if not self._uses_prefixes:
+            return self._cross_entropy(module(**inputs).logits, batch["labels"])
+        # Each position's features are those of a prefix, the last real one's of the whole text.
+        network: Any = module
+        logits = network.score(network.base_model(**inputs).last_hidden_state)
+        mask = batch["attention_mask"].bool()
+        rows = torch.arange(len(logits), device=logits.device)
+        whole = logits[rows, mask.sum(1) - 1]
+        prefixes = torch.where(mask, batch["labels"][:, None], IGNORED_LABEL)
+        return self._cross_entropy(whole, batch["labels"]) + (
+            self._settings.prefix_loss * self._cross_entropy(logits, prefixes)
+        )
+
+    @property
+    def _uses_prefixes(self) -> bool:
+        inputs = self._inputs
+        is_text_label = inputs.task.type == "classification"
+        return (
+            self._settings.prefix_loss > 0
+            and is_text_label
+            and model.reads_left_to_right(inputs.network)
+        )
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(),
-            batch["labels"].reshape(-1),
+            labels.reshape(-1),
             ignore_index=IGNORED_LABEL,
             label_smoothing=self._settings.label_smoothing,
         )

@@ -29,6 +29,40 @@ def adamw(
     return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
+def muon_groups(
+    module: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> list[dict[str, Any]]:
+    """Parameter groups for DeepSpeed's `MuonWithAuxAdam`: hidden matrices and all the rest.
+
+    DeepSpeed multiplies an orthogonalised update of shape (rows, columns) by
+    sqrt(max(1, rows / columns)); `scale` turns that into 0.2 sqrt(max(rows, columns)), so that
+    updates have the size of AdamW's and one learning rate fits both. Source: Liu et al. 2025,
+    arXiv:2502.16982, eq. 4. Tags every parameter with `use_muon`, which ZeRO reads.
+    """
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        use_muon = parameter.dim() == 2 and _layer(name) is not None
+        parameter.use_muon = use_muon  # type: ignore[attr-defined]
+        scale = 1.0
+        if use_muon:
+            rows, columns = parameter.shape
+            scale = 0.2 * math.sqrt(max(rows, columns) / max(1.0, rows / columns))
+        decay = weight_decay if parameter.dim() >= 2 else 0.0
+        groups.setdefault((use_muon, decay, scale), []).append(parameter)
+    adam = {"betas": betas, "eps": 1e-8}
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate,
+            "weight_decay": decay,
+            "scale": scale,
+            "use_muon": use_muon,
+            **({} if use_muon else adam),
+        }
+        for (use_muon, decay, scale), parameters in groups.items()
+    ]
+
+
 def schedule(config: ScheduleConfig, *, peak: float, total_steps: int) -> Callable[[int], float]:
     """The learning rate by step: linear warm-up to `peak`, then the configured shape.
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from trainers import checkpoint, corpus, loop, model, optim, tokenizer
 from trainers.batches import Batch, Cursor, GlobalBatches, Masking, masked
 from trainers.config import ModelConfig, PretrainConfig
-from trainers.engine import DeepSpeedEngine, Engine, PlainEngine, Ranks
+from trainers.engine import DeepSpeedEngine, Engine, PlainEngine, Ranks, muon
 from trainers.reporting import Reporter
 from trainers.tokens import TokenSequences
 
@@ -185,14 +186,18 @@ class _Session:
 
     def _build_engine(self) -> Engine:
         config = self._config
-        optimizer = optim.adamw(
-            self._model,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            betas=config.betas,
+        settings: dict[str, Any] = {
+            "learning_rate": config.learning_rate,
+            "weight_decay": config.weight_decay,
+            "betas": config.betas,
+        }
+        optimizer: Optimizer = (
+            muon(optim.muon_groups(self._model, **settings), self._device)
+            if config.optimizer == "muon"
+            else optim.adamw(self._model, **settings)
         )
         common: dict[str, Any] = {
-            "gradient_clipping": config.gradient_clipping,
+            "gradient_clipping": config.clipping_norm,
             "device": self._device,
         }
         if not torch.distributed.is_initialized():

@@ -4,7 +4,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from trainers.config import SPECIAL_TOKENS, TokenizerConfig
 from trainers.errors import DataError
@@ -41,8 +50,10 @@ def _train(
 
     assert config.vocab_size is not None  # the schema's validator saw to it
     tokenizer = Tokenizer(models.BPE())
-    if config.lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(pattern), text) for pattern, text in config.replace.items()]
+        + [normalizers.Lowercase()] * config.lowercase
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
@@ -53,6 +64,10 @@ def _train(
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
+    )
+    # A text begins and ends as documents do in pretraining: behind one end token, before another.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END} $A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

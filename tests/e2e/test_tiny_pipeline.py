@@ -1,0 +1,238 @@
+"""The whole tiny pipeline through the command line, on a real local Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_pipeline, write_pipeline
+
+from workflows.journal import read
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+PRETUNE = str(Path(sys.executable).with_name("pretune"))
+
+
+def pretune(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [PRETUNE, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def ray_processes(folder: Path) -> list[str]:
+    """Command lines of Ray's processes; those of one local Ray name its temporary folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if "pretune-ray-" in command or command.startswith("ray::"):
+            found.append(command)
+    return found
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    pipeline: Path
+    storage: Path
+    answer: subprocess.CompletedProcess[str]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.answer.stdout)
+        return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("tiny")
+    pipeline = write_pipeline(folder, tiny_pipeline(folder))
+    answer = pretune("run", pipeline, "--json", folder=folder)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return Run(folder, pipeline, folder / "storage", answer)
+
+
+def test_every_step_is_done_and_both_tasks_are_promoted(finished: Run) -> None:
+    assert set(finished.summary["states"].values()) == {"done"}
+    assert finished.summary["champions"] == {
+        "tiny.places": "tiny.places@1",
+        "tiny.tone": "tiny.tone@1",
+    }
+    assert finished.summary["failures"] == []
+
+
+def test_ray_and_its_files_are_gone(finished: Run) -> None:
+    assert ray_processes(finished.folder) == []
+    assert list(Path("/tmp").glob("pretune-ray-*")) == []
+
+
+def test_the_terminal_shows_progress_and_no_chatter(finished: Run) -> None:
+    lines = finished.answer.stderr.splitlines()
+    assert lines[0].startswith("run tiny-")
+    steps = {line.split()[1].rstrip(":") for line in lines[1:]}
+    assert steps == set(finished.summary["states"])
+
+
+def test_second_run_reuses_everything_and_starts_no_ray(finished: Run) -> None:
+    started = time.monotonic()
+    answer = pretune("run", finished.pipeline, "--json", folder=finished.folder)
+    assert time.monotonic() - started < 15
+    assert answer.returncode == 0
+    assert set(json.loads(answer.stdout)["states"].values()) == {"reused"}
+    assert len(list((finished.storage / "runs").iterdir())) == 1
+
+
+def test_base_model_loads_with_no_missing_or_unexpected_keys(finished: Run) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (folder,) = finished.storage.glob("artifacts/pretrain/*/attempts/*/output")
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size == 512
+    facts = json.loads((folder / "pretraining.json").read_text())
+    assert facts["world_size"] == 2
+    assert facts["samples"] == 80
+    assert facts["history"][-1]["loss"] < facts["history"][0]["loss"]
+    assert "validation_loss" in facts["history"][-1]
+
+
+def test_report_is_one_file_that_needs_no_network(finished: Run) -> None:
+    page = Path(finished.summary["report"]).read_text(encoding="utf-8")
+    for expected in ("tone", "places", "tf-idf", "same network from random weights", "majority"):
+        assert expected in page
+    assert page.count("data:image/svg+xml;base64,") == 5
+    assert "http://" not in page
+    assert "https://" not in page
+    assert len(page.encode()) < 2_000_000
+
+
+def test_models_are_listed_shown_and_used(finished: Run) -> None:
+    storage = ("--storage", finished.storage)
+    listed = json.loads(
+        pretune("models", "list", "--json", *storage, folder=finished.folder).stdout
+    )
+    assert [(row["model"], row["champion"]) for row in listed] == [
+        ("tiny.places", 1),
+        ("tiny.tone", 1),
+    ]
+    shown = pretune("models", "show", "tiny.tone", "--json", *storage, folder=finished.folder)
+    facts = json.loads(shown.stdout)
+    assert "model.safetensors" in facts["files"]
+    assert facts["promotions"][0]["reason"].startswith("the first")
+    texts = ("a wonderful day", "a terrible day")
+    answer = pretune(
+        "predict", "tiny.tone@champion", *texts, "--json", *storage, folder=finished.folder
+    )
+    assert [row["label"] for row in json.loads(answer.stdout)] == ["good", "bad"]
+    words = pretune(
+        "predict", "tiny.places", "we met in Rome", "--json", *storage, folder=finished.folder
+    )
+    (row,) = json.loads(words.stdout)
+    assert row["text"] == ["we", "met", "in", "Rome"]
+    assert len(row["label"]) == 4
+
+
+def test_promoted_model_is_a_plain_hugging_face_folder(finished: Run) -> None:
+    from transformers import pipeline
+
+    folder = finished.storage / "models" / "tiny.tone" / "versions" / "000001"
+    (answer,) = pipeline("text-classification", model=str(folder))("a wonderful day")
+    assert answer["label"] == "good"
+
+
+def test_mlflow_has_the_runs_the_versions_and_the_alias(finished: Run) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{finished.storage / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("tiny.tone", "champion")
+    assert version.tags["pretune.version"] == "1"
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 1 + 1 + 2 + 2  # the parent, pretraining, two trials of each task
+    (pretrain,) = [run for run in runs if run.info.run_name == "pretrain"]
+    assert len(client.get_metric_history(pretrain.info.run_id, "loss")) == 20
+
+
+def test_status_is_read_from_the_storage(finished: Run) -> None:
+    answer = pretune("status", "--storage", finished.storage, "--json", folder=finished.folder)
+    steps = json.loads(answer.stdout)["steps"]
+    assert {step["state"] for step in steps.values()} == {"done"}
+    assert steps["pretrain"]["samples"] == 80
+
+
+def test_task_that_fails_does_not_stop_the_other_and_is_named_at_the_end(finished: Run) -> None:
+    data = tiny_pipeline(finished.folder)
+    with (finished.folder / "places.txt").open("a", encoding="utf-8") as file:
+        file.write("no label on this line\n")
+    data["tasks"]["tone"]["promote"] = {"min_improvement": 0.5}
+    answer = pretune("run", write_pipeline(finished.folder, data), "--json", folder=finished.folder)
+    summary = json.loads(answer.stdout)
+    assert summary["states"]["places.data"] == "failed"
+    assert summary["states"]["places.promote"] == "blocked"
+    assert summary["states"]["pretrain"] == "reused"
+    assert summary["states"]["tone.promote"] == "done"
+    assert not summary["promotions"]["tone.promote"]["promoted"]
+    assert answer.returncode == 2
+    assert "failed: places.data: " in answer.stderr
+    assert "expected word, tab, label" in answer.stderr
+    assert Path(summary["failures"][0]["log"]).is_file()
+    assert "did not get this far" in Path(summary["report"]).read_text(encoding="utf-8")
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.2)
+
+
+def test_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = tiny_pipeline(tmp_path)
+    data["pretrain"]["tokens"] = 400 * 256
+    data["pretrain"]["checkpoint"] = {"every_steps": 20}
+    del data["tasks"]["places"]
+    pipeline = write_pipeline(tmp_path, data)
+    storage = tmp_path / "storage"
+    process = subprocess.Popen(
+        [PRETUNE, "run", str(pipeline)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+    def has_checkpoints() -> bool:
+        return len(list(storage.glob("artifacts/pretrain/*/attempts/*/work/checkpoints/*/m*"))) >= 2
+
+    wait_for(has_checkpoints)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: ray_processes(tmp_path) == [], timeout_s=60)
+    assert not list(storage.glob("artifacts/pretrain/*/record.json"))
+
+    answer = pretune("run", pipeline, "--json", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    states = json.loads(answer.stdout)["states"]
+    assert states["tokens"] == "reused"
+    assert states["pretrain"] == "done"
+    second_run = max((storage / "runs").iterdir(), key=lambda path: path.name)
+    assert "resumed after step" in (second_run / "logs" / "pretrain.rank0.log").read_text()
+    steps = [
+        event["optimizer_step"]
+        for event in read(second_run / "events")
+        if event["event"] == "progress"
+    ]
+    assert steps[0] > 20
+    assert steps[-1] == 400
+    facts = json.loads(
+        next(storage.glob("artifacts/pretrain/*/attempts/*/output/p*.json")).read_text()
+    )
+    assert facts["samples"] == 400 * 4
+    assert [point["optimizer_step"] for point in facts["history"]] == list(range(4, 401, 4))
