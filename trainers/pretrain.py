@@ -69,7 +69,10 @@ def run(work: PretrainWork, execution: PretrainExecution, reporter: Reporter) ->
     with more than one, torch's process group must be set up.
     """
     torch.set_num_threads(execution.threads)
-    session = _Session(work, execution, Ranks.from_environment())
+    ranks = Ranks.from_environment()
+    logger.info("rank %d of %d begins", ranks.rank, ranks.world_size)
+    session = _Session(work, execution, ranks)
+    logger.info("model and optimizer are ready")
     session.resume()
     session.train(reporter)
     session.export()
@@ -182,6 +185,7 @@ class _Session:
                 "history": self._history,
             }
             (self._work.output / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+            logger.info("exported the model to %s", self._work.output)
         self._barrier()
 
     def _build_engine(self) -> Engine:
@@ -255,6 +259,7 @@ class _Session:
             }
             checkpoint.seal(directory, step=step, state=state)
             checkpoint.prune(self._work.checkpoints, self._config.checkpoint.keep)
+            logger.info("saved checkpoint %s", directory)
 
     def _barrier(self) -> None:
         if torch.distributed.is_initialized():

@@ -1,0 +1,32 @@
+import pytest
+
+from workflows.final import NoTrialFinishedError, Trial, finished, ranked
+
+
+def trial(name: str, status: str, *scores: float, error: str | None = None) -> Trial:
+    history = [{"accuracy": score} for score in scores]
+    return {"trial_id": name, "status": status, "history": history, "error": error}
+
+
+TRIALS = [
+    trial("a", "finished", 0.5, 0.7),
+    trial("b", "stopped", 0.9),
+    trial("c", "finished", 0.8, 0.6),
+    trial("d", "failed", error="ValueError: no"),
+    {"trial_id": "e", "status": "failed", "history": [{}], "error": "a metric is not finite"},
+]
+
+
+def test_trials_are_ranked_by_their_last_epoch() -> None:
+    assert [found["trial_id"] for found in ranked(TRIALS, "accuracy")] == ["b", "a", "c", "d", "e"]
+
+
+def test_only_what_trained_to_its_end_is_trained_again() -> None:
+    assert [found["trial_id"] for found in finished(TRIALS, "accuracy")] == ["a", "c"]
+
+
+def test_search_without_a_finished_trial_tells_what_ended_them() -> None:
+    with pytest.raises(
+        NoTrialFinishedError, match="none of 2 trials finished: ValueError: no; a metric"
+    ):
+        finished(TRIALS[3:], "accuracy")

@@ -1,0 +1,78 @@
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from workflows.journal import Journal, Tail
+from workflows.progress import LiveView, RunView, clock, detail
+
+
+def view_of(*events: dict[str, object]) -> RunView:
+    view = RunView(["pretrain", "tone.tune"])
+    for number, event in enumerate(events):
+        view.take({"time": float(number), **event})
+    return view
+
+
+def test_step_goes_through_its_states() -> None:
+    view = view_of(
+        {"event": "step", "step": "pretrain", "state": "running"},
+        {
+            "event": "progress",
+            "step": "pretrain",
+            "optimizer_step": 3,
+            "total_steps": 20,
+            "loss": 2.5,
+            "tokens_per_s": 1234.5,
+        },
+    )
+    assert detail(view.steps["pretrain"]) == "step 3/20, loss 2.500, 1,234 tokens/s"
+    view.take(
+        {"time": 62.0, "event": "step", "step": "pretrain", "state": "done", "facts": {"a": 1}}
+    )
+    assert view.steps["pretrain"].elapsed_s == 62.0
+    assert detail(view.steps["pretrain"]) == "a 1"
+
+
+def test_failure_is_told_by_its_cause() -> None:
+    view = view_of({"event": "step", "step": "pretrain", "state": "failed", "cause": "no space"})
+    assert detail(view.steps["pretrain"]) == "no space"
+
+
+def test_search_is_told_by_its_trials() -> None:
+    view = view_of(
+        {"event": "step", "step": "tone.tune", "state": "running"},
+        {"event": "trial", "step": "tone.tune", "trial": "a", "epoch": 2},
+        {"event": "trial", "step": "tone.tune", "trial": "b", "epoch": 1},
+    )
+    assert detail(view.steps["tone.tune"]) == "2 trials begun, 3 epochs"
+
+
+def test_table_fits_80_columns_and_names_every_step() -> None:
+    file = io.StringIO()
+    view = view_of(
+        {"event": "step", "step": "pretrain", "state": "failed", "cause": "x" * 200},
+    )
+    Console(file=file, width=80, force_terminal=True).print(view.table())
+    text = file.getvalue()
+    assert "pretrain" in text
+    assert "tone.tune" in text
+    assert "failed" in text
+
+
+def test_in_a_pipe_each_change_is_one_plain_line(tmp_path: Path) -> None:
+    file = io.StringIO()
+    journal = Journal(tmp_path, "run")
+    with LiveView(Console(file=file, width=80), Tail(tmp_path), ["pretrain"]):
+        journal.append("step", step="pretrain", state="waiting")
+        journal.append("step", step="pretrain", state="running")
+        journal.append("step", step="pretrain", state="done", facts={"tokens": 5})
+    lines = file.getvalue().splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "pretrain: running",
+        "pretrain: done tokens 5",
+    ]
+
+
+def test_clock_counts_minutes() -> None:
+    assert [clock(None), clock(5), clock(125.9)] == ["", "0:05", "2:05"]
