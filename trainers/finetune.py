@@ -130,6 +130,10 @@ class FineTuning:
 
     def step(self) -> dict[str, float]:
         """Train one epoch; the training loss and the metrics on the validation rows."""
+        return {"loss": self.train_epoch(), **self.validate()}
+
+    def train_epoch(self) -> float:
+        """Train one epoch; the mean training loss."""
         settings, inputs = self._settings, self._inputs
         generator = np.random.default_rng([settings.seed, self.epoch])
         order = batches_by_length(inputs.train, settings.batch_size, generator)
@@ -144,7 +148,7 @@ class FineTuning:
             after_step=lambda _, loss: losses.append(loss),
         )
         self.epoch += 1
-        return {"loss": float(torch.stack(losses).mean()), **self.validate()}
+        return float(torch.stack(losses).mean())
 
     def validate(self) -> dict[str, float]:
         """Metrics on the validation rows."""
@@ -236,9 +240,9 @@ def train_and_export(training: Training) -> dict[str, float]:
     )
     tuning = FineTuning(inputs, from_scratch=training.from_scratch)
     tuning.start(training.hyperparameters.model_dump())
-    scores: dict[str, float] = {}
     while not tuning.is_finished:
-        scores = tuning.step()
+        tuning.train_epoch()
+    scores = tuning.validate()
     training.output.mkdir(parents=True)
     model.export(training.output, tuning.model, tuning.weights, tokenizer.load(training.base))
     return scores

@@ -2,7 +2,7 @@
 
 import codecs
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,18 +93,10 @@ def _require_column(column: str, found: Iterable[str], file: Path, key: str) -> 
 
 def _checked(file: Path, data_format: str, encoding: str) -> str:
     """The digest of a file whose bytes are text where they should be."""
-    if data_format in _BINARY_FORMATS or file.suffix in _COMPRESSED:
-        digest = _digest_or_error(file)
-    else:
-        digest = _text_digest(file, encoding)
-    if file.stat().st_size == 0:
-        raise DataError(f"{file}: the file is empty")
-    return digest
-
-
-def _digest_or_error(file: Path) -> str:
     try:
-        return manifest.digest_of(file)
+        if data_format in _BINARY_FORMATS or file.suffix in _COMPRESSED:
+            return manifest.digest_of(file)
+        return _text_digest(file, encoding)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
 
@@ -115,25 +107,31 @@ def _text_digest(file: Path, encoding: str) -> str:
         decoder = codecs.getincrementaldecoder(encoding)()
     except LookupError as error:
         raise DataError(f"{file}: unknown encoding {encoding!r}") from error
-    digest, line = hashlib.sha256(), 1
-    try:
-        with file.open("rb") as opened:
-            while chunk := opened.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                try:
-                    decoder.decode(chunk)
-                except UnicodeDecodeError as error:
-                    # `error.object` may begin with bytes kept from the chunk before; no newline
-                    # is among them.
-                    line += error.object[: error.start].count(b"\n")
-                    raise DataError(
-                        f"{file}, line {line}: not {encoding}: {error.reason}; "
-                        "set encoding to the file's own, for example encoding: latin-1"
-                    ) from error
-                line += chunk.count(b"\n")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
+    digest, line, is_empty = hashlib.sha256(), 1, True
+    for chunk in _chunks(file):
+        try:
+            decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            # `error.object` may begin with bytes kept from the chunk before, never a newline.
+            line += error.object[: error.start].count(b"\n")
+            raise DataError(
+                f"{file}, line {line}: not {encoding}: {error.reason}; "
+                "set encoding to the file's own, for example encoding: latin-1"
+            ) from error
+        digest.update(chunk)
+        line += chunk.count(b"\n")
+        is_empty = is_empty and not chunk.strip()
+    if is_empty:
+        raise DataError(f"{file}: there is no text in it")
     return digest.hexdigest()
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    """A file's bytes; the last chunk is empty."""
+    with file.open("rb") as opened:
+        while chunk := opened.read(_CHUNK_BYTES):
+            yield chunk
+    yield b""
 
 
 def _digest_of_folder(folder: Path) -> str:

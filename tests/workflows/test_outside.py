@@ -38,9 +38,10 @@ def test_missing_file_is_named(tmp_path: Path, pipeline: dict[str, Any]) -> None
         look(tmp_path, pipeline)
 
 
-def test_empty_file_is_named(tmp_path: Path, pipeline: dict[str, Any]) -> None:
-    (tmp_path / "corpus.txt").write_text("")
-    with pytest.raises(ConfigError, match=r"corpus\.txt: the file is empty"):
+@pytest.mark.parametrize("content", ["", " \n\n"])
+def test_file_without_text_is_named(tmp_path: Path, pipeline: dict[str, Any], content: str) -> None:
+    (tmp_path / "corpus.txt").write_text(content)
+    with pytest.raises(ConfigError, match=r"corpus\.txt: there is no text in it"):
         look(tmp_path, pipeline)
 
 
@@ -63,6 +64,14 @@ def test_wrong_encoding_is_named_with_its_line(
         look(tmp_path, pipeline)
     pipeline["corpus"]["sources"][0]["encoding"] = "latin-1"
     assert look(tmp_path, pipeline).corpus
+
+
+def test_text_that_ends_within_a_character_is_found(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    (tmp_path / "corpus.txt").write_bytes("fine\nä".encode()[:-1])
+    with pytest.raises(ConfigError, match=r"line 2: not utf-8"):
+        look(tmp_path, pipeline)
 
 
 def test_folder_without_a_tokenizer_is_refused(tmp_path: Path, pipeline: dict[str, Any]) -> None:

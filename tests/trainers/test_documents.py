@@ -1,0 +1,134 @@
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from trainers import documents
+from trainers.config import SourceConfig, SplitConfig, TaskDataConfig
+from trainers.errors import DataError
+
+TEXTS = ["first text", "zweiter Text: äöü", 'a line\nbreak, and "quotes"']
+
+
+def read(path: Path, **settings: str) -> list[str]:
+    source = SourceConfig(path=str(path), **settings)  # type: ignore[arg-type]
+    return list(documents.texts(source, path))
+
+
+def as_json_lines() -> str:
+    return "\n".join(json.dumps({"text": text}) for text in TEXTS) + "\n"
+
+
+def test_lines_are_documents_and_empty_ones_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\n  two  \r\nthree", encoding="utf-8")
+    assert read(path) == ["one", "two", "three"]
+
+
+def test_text_is_one_document(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n", encoding="utf-8")
+    assert read(path, format="text") == ["one\ntwo"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_json_lines_are_read_compressed_or_not(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    content = as_json_lines().encode()
+    match suffix:
+        case ".gz":
+            content = gzip.compress(content)
+        case ".zst":
+            content = zstandard.compress(content)
+    path.write_bytes(content)
+    assert read(path) == TEXTS
+
+
+def test_csv_keeps_quoted_line_breaks(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "body"])
+        writer.writerows(enumerate(TEXTS))
+    assert read(path, text="body") == TEXTS
+
+
+def test_parquet_and_datasets_folders_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": TEXTS}), path)
+    assert read(path) == TEXTS
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(folder))
+    assert read(folder, format="dataset") == TEXTS
+
+
+def test_encoding_is_the_one_that_is_stated(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("café".encode("latin-1"))
+    assert read(path, encoding="latin-1") == ["café"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', "line 2: not a JSON object"),
+        ("a.jsonl", b'{"body": "x"}\n', "row 1: no column 'text'; it has 'body'"),
+        ("a.jsonl", b'{"text": null}\n', "row 1: column 'text' is empty"),
+        ("a.txt", b"fine\n" * 9000 + b"caf\xe9\n", "line 9001: not utf-8"),
+        ("a.csv", b"text\na,b\n", "line 2: more fields than the header has"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-20], "cannot be read"),
+        ("a.parquet", b"PAR1 and no more", "not a readable Parquet file"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_place(
+    tmp_path: Path, name: str, content: bytes, expected: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_dataset_with_several_splits_is_refused(tmp_path: Path) -> None:
+    part = datasets.Dataset.from_dict({"text": TEXTS})
+    datasets.DatasetDict(train=part).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match="several splits"):
+        read(tmp_path / "saved", format="dataset")
+
+
+def test_globs_are_sorted_and_an_empty_one_is_refused(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in documents.expand("*.txt", tmp_path)] == ["a.txt", "b.txt"]
+    with pytest.raises(DataError, match="no such file"):
+        documents.expand("*.csv", tmp_path)
+
+
+def task_data(path: Path) -> TaskDataConfig:
+    split = SplitConfig(test=0.2, validation=0.2)
+    return TaskDataConfig(path=str(path), format="conll", split=split)
+
+
+def test_conll_sentences_end_at_empty_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("I\tO\nlike\tO\nRome\tB-place\n\t\nOslo\tB-place\n\n\n", encoding="utf-8")
+    assert list(documents.rows(task_data(path), path)) == [
+        {"text": ["I", "like", "Rome"], "label": ["O", "O", "B-place"]},
+        {"text": ["Oslo"], "label": ["B-place"]},
+    ]
+
+
+def test_conll_line_without_a_label_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("I\tO\nlike\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 2: expected word, tab, label"):
+        list(documents.rows(task_data(path), path))

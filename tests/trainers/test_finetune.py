@@ -1,0 +1,186 @@
+"""Fine-tuning from a tiny base, in this process."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_classification, write_entities
+from transformers import pipeline
+from worlds import LENGTH, Reports, moved, prepare, run
+
+from trainers import finetune, model, tasks, tokenizer
+from trainers.config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
+from trainers.finetune import FineTuning, TaskInputs, Training, batches_by_length
+from trainers.predict import Predictor
+from trainers.tasks import Encoded
+
+GOOD = {"learning_rate": 0.01, "epochs": 3, "dropout": 0.0}
+SPLIT = SplitConfig(test=0.25, validation=0.25)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    work = moved(prepare(folder), folder / "run")
+    run(work, Reports())
+    return work.output
+
+
+def make_task(folder: Path, kind: str) -> tuple[TaskConfig, Path]:
+    is_words = kind == "token_classification"
+    path = folder / ("rows.txt" if is_words else "rows.csv")
+    (write_entities if is_words else write_classification)(path)
+    data = TaskDataConfig(path=path.name, format="conll" if is_words else "csv", split=SPLIT)
+    metric = "entity_f1" if is_words else "accuracy"
+    task = TaskConfig(type=kind, data=data, metric=metric, max_length=40)  # type: ignore[arg-type]
+    (folder / "data").mkdir()
+    tasks.prepare(data, path, folder / "data")
+    return task, folder / "data"
+
+
+@pytest.fixture(scope="module")
+def tone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> TaskInputs:
+    task, data = make_task(tmp_path_factory.mktemp("tone"), "classification")
+    return finetune.task_inputs(task, base, data, threads=1, use_gpu=False)
+
+
+def train(slot: FineTuning, **changes: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    slot.start({**GOOD, **changes})
+    scores: dict[str, float] = {}
+    while not slot.is_finished:
+        scores = slot.step()
+    return scores, {name: tensor.clone() for name, tensor in slot.weights.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_classification_is_learnt(tone: TaskInputs) -> None:
+    scores, _ = train(FineTuning(tone))
+    assert scores["accuracy"] > 0.9
+
+
+def test_entities_are_learnt(base: Path, tmp_path: Path) -> None:
+    task, data = make_task(tmp_path, "token_classification")
+    inputs = finetune.task_inputs(task, base, data, threads=1, use_gpu=False)
+    scores, _ = train(FineTuning(inputs), epochs=4)
+    assert scores["entity_f1"] > 0.9
+
+
+def test_used_slot_gives_what_a_fresh_one_gives(tone: TaskInputs) -> None:
+    slot = FineTuning(tone)
+    train(slot, seed=3, epochs=1)
+    used, fresh = train(slot), train(FineTuning(tone))
+    assert used[0] == fresh[0]
+    assert same(used[1], fresh[1])
+
+
+def test_interrupted_trial_goes_on_to_the_same_weights(tone: TaskInputs, tmp_path: Path) -> None:
+    settings = {**GOOD, "dropout": 0.1, "token_dropout": 0.1}
+    whole = train(FineTuning(tone), **settings)
+    first = FineTuning(tone)
+    first.start(settings)
+    first.step()
+    first.save(tmp_path)
+    second = FineTuning(tone)
+    second.start(settings)
+    second.load(tmp_path)
+    scores: dict[str, float] = {}
+    while not second.is_finished:
+        scores = second.step()
+    assert scores == whole[0]
+    assert same(second.weights, whole[1])
+
+
+def test_head_method_leaves_the_backbone_as_it_was(tone: TaskInputs) -> None:
+    _, weights = train(FineTuning(tone), method="head", epochs=1)
+    changed = {
+        n for n, w in weights.items() if not np.array_equal(w, tone.weights.get(n, np.empty(0)))
+    }
+    assert changed == {"score.weight"}
+
+
+def test_scratch_control_knows_nothing_of_the_base(tone: TaskInputs) -> None:
+    slot = FineTuning(tone, from_scratch=True)
+    slot.start(GOOD)
+    matrices = {
+        name: w for name, w in slot.weights.items() if w.dim() == 2 and name in tone.weights
+    }
+    assert matrices
+    assert not any(np.array_equal(w, tone.weights[name]) for name, w in matrices.items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"token_dropout": 0.3},
+        {"label_smoothing": 0.1},
+        {"prefix_loss": 0.5},
+        {"layer_decay": 0.5},
+        {"weight_decay": 0.5},
+        {"seed": 1},
+        {"batch_size": 8},
+    ],
+    ids=str,
+)
+def test_every_hyperparameter_does_something(tone: TaskInputs, changes: dict[str, Any]) -> None:
+    _, plain = train(FineTuning(tone), epochs=1)
+    _, changed = train(FineTuning(tone), epochs=1, **changes)
+    assert not same(plain, changed)
+
+
+def test_prefix_loss_learns_the_task_too(tone: TaskInputs) -> None:
+    scores, _ = train(FineTuning(tone), prefix_loss=0.3, label_smoothing=0.1)
+    assert scores["accuracy"] > 0.9
+
+
+def test_batches_hold_each_row_once_and_rows_of_similar_length() -> None:
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 60, 333)
+    rows = Encoded([np.zeros(n, dtype=np.int64) for n in lengths], [np.asarray(0)] * 333)
+    batches = batches_by_length(rows, 16, generator)
+    assert sorted(row for batch in batches for row in batch) == list(range(333))
+    assert max(map(len, batches)) == 16
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    assert padded < 1.15 * lengths.sum()
+
+
+def training(base: Path, task: TaskConfig, data: Path, output: Path) -> Training:
+    point = Hyperparameters.model_validate(GOOD)
+    return Training(task, base, data, point, False, output, threads=1, use_gpu=False)
+
+
+def test_exported_model_says_what_the_training_measured(base: Path, tmp_path: Path) -> None:
+    task, data = make_task(tmp_path, "classification")
+    plan = training(base, task, data, tmp_path / "model")
+    scores = finetune.train_and_export(plan)
+    again, _ = finetune.evaluate(plan.output, task, tasks.load(data, tasks.VALIDATION))
+    assert again == {name: scores[name] for name in again}
+    test = tasks.load(data, tasks.TEST)
+    _, predictions = finetune.test(plan)
+    labels = [prediction.label for prediction in predictions]
+    stock = pipeline("text-classification", model=str(plan.output))
+    assert [answer["label"] for answer in stock(test.texts)] == labels
+
+
+def test_words_behind_the_longest_text_get_the_label_that_claims_nothing(
+    base: Path, tmp_path: Path
+) -> None:
+    task, data = make_task(tmp_path, "token_classification")
+    plan = training(base, task, data, tmp_path / "model")
+    finetune.train_and_export(plan)
+    words = ["in", "Rome"] * 30
+    (prediction,) = Predictor(plan.output, task.type, 10).predict([words])
+    assert len(prediction.label) == len(prediction.score) == 60
+    assert set(prediction.label[10:]) == {"O"}
+    assert set(prediction.score[10:]) == {0.0}
+
+
+def test_base_may_be_any_folder_with_its_own_special_tokens(base: Path) -> None:
+    network, weights = model.weights_of(base)
+    assert network["vocab_size"] == len(tokenizer.load(base))
+    assert all(weight.dtype == np.float32 for weight in weights.values())
+    assert network["max_position_embeddings"] == LENGTH

@@ -1,0 +1,127 @@
+"""Pretraining in one process, in plain torch."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+from worlds import KilledError, Reports, moved, prepare, run
+
+from trainers import checkpoint
+from trainers.config import ModelConfig
+from trainers.pretrain import DivergedError, PretrainWork
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> PretrainWork:
+    return prepare(tmp_path_factory.mktemp("pretrain"))
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: w.tobytes() for name, w in load_file(folder / "model.safetensors").items()}
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "pretraining.json").read_text())
+    return found
+
+
+def test_loss_falls_and_the_validation_loss_is_told(work: PretrainWork, tmp_path: Path) -> None:
+    reports = run(moved(work, tmp_path), Reports())
+    assert sorted(reports.losses) == list(range(1, 21))
+    assert reports.losses[20] < reports.losses[1] - 0.3
+    history = facts(tmp_path / "output")["history"]
+    evaluated = [point["validation_loss"] for point in history if "validation_loss" in point]
+    assert len(evaluated) >= 5
+    assert evaluated[-1] < evaluated[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_resumed_training_equals_an_uninterrupted_one_to_the_last_bit(
+    work: PretrainWork, tmp_path: Path, optimizer: str, dropout: float
+) -> None:
+    model = work.model.model_copy(
+        update={"config": {**work.model.config, "attention_dropout": dropout}}
+    )
+    work = replace(work, model=model)
+    whole = moved(work, tmp_path / "whole", optimizer=optimizer)
+    expected = run(whole, Reports())
+    cut = moved(work, tmp_path / "cut", optimizer=optimizer)
+    with pytest.raises(KilledError):
+        run(cut, Reports(kill_after=12))
+    rest = moved(work, tmp_path / "rest", optimizer=optimizer)
+    resumed = run(replace(rest, earlier_checkpoints=(cut.checkpoints,)), Reports())
+    assert sorted(resumed.losses) == list(range(11, 21))
+    assert {step: expected.losses[step] for step in resumed.losses} == resumed.losses
+    assert weights(rest.output) == weights(whole.output)
+    same = ("samples", "samples_digest", "history")
+    assert [facts(rest.output)[k] for k in same] == [facts(whole.output)[k] for k in same]
+
+
+def test_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    work: PretrainWork, tmp_path: Path
+) -> None:
+    cut = moved(work, tmp_path / "cut")
+    with pytest.raises(KilledError):
+        run(cut, Reports(kill_after=12))
+    state = checkpoint.directory_of(cut.checkpoints, 10) / "state.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    rest = replace(moved(work, tmp_path / "rest"), earlier_checkpoints=(cut.checkpoints,))
+    assert min(run(rest, Reports()).losses) == 6
+
+
+def test_only_as_many_checkpoints_as_stated_are_kept(work: PretrainWork, tmp_path: Path) -> None:
+    run(moved(work, tmp_path, checkpoint={"every_steps": 3, "keep": 2}), Reports())
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-000000015", "step-000000018"]
+
+
+def test_checkpoint_of_another_number_of_workers_is_refused(
+    work: PretrainWork, tmp_path: Path
+) -> None:
+    cut = moved(work, tmp_path / "cut")
+    with pytest.raises(KilledError):
+        run(cut, Reports(kill_after=6))
+    manifest = checkpoint.directory_of(cut.checkpoints, 5) / checkpoint.MANIFEST
+    content = json.loads(manifest.read_text())
+    content["state"]["world_size"] = 4
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"written by 4 workers .* set cluster\.pretrain\.workers"):
+        run(cut, Reports())
+    shutil.rmtree(cut.checkpoints)
+    run(cut, Reports())
+
+
+def test_masked_objective_trains_a_bidirectional_model(work: PretrainWork, tmp_path: Path) -> None:
+    bert = ModelConfig(
+        objective="masked",
+        architecture="bert",
+        config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+    )
+    reports = run(replace(moved(work, tmp_path), model=bert), Reports())
+    assert reports.losses[20] < reports.losses[1]
+
+
+def test_micro_batches_change_no_result(work: PretrainWork, tmp_path: Path) -> None:
+    whole = run(moved(work, tmp_path / "a"), Reports(), micro_batch_size=8)
+    parts = run(moved(work, tmp_path / "b"), Reports(), micro_batch_size=2)
+    assert whole.losses == pytest.approx(parts.losses, abs=1e-4)
+
+
+def test_loss_that_is_no_number_ends_the_training_with_a_way_out(
+    work: PretrainWork, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError, match=r"lower pretrain\.learning_rate"):
+        run(moved(work, tmp_path, learning_rate=1e30), Reports())
+    assert not (tmp_path / "output").exists()

@@ -1,0 +1,141 @@
+"""Pretraining with DeepSpeed on two ranks."""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+from worlds import Reports, moved, prepare, run
+
+from trainers.pretrain import PretrainWork
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+KILLED = 9
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> PretrainWork:
+    return prepare(tmp_path_factory.mktemp("ranks"))
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def run_ranks(
+    work: PretrainWork,
+    folder: Path,
+    *,
+    kill_after: int | None = None,
+    micro_batch_size: int | None = None,
+    **environment: str,
+) -> dict[str, float]:
+    """Train on two ranks; losses by step. A killed training has none."""
+    request, answer = folder / "request.pkl", folder / "losses.json"
+    settings = {"work": work, "kill_after": kill_after, "micro_batch_size": micro_batch_size}
+    request.write_bytes(pickle.dumps(settings))
+    common = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        **environment,
+    }
+    command = [sys.executable, str(HERE / "worlds.py"), str(request), str(answer)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = []
+    for process in ranks:
+        outputs.append(process.communicate(timeout=240)[0])
+        if kill_after is not None:
+            for other in ranks:  # the survivor of a dead gang waits for it in a collective
+                other.kill()
+    if kill_after is not None:
+        assert KILLED in {process.returncode for process in ranks}, outputs
+        return {}
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
+    losses: dict[str, float] = json.loads(answer.read_text())
+    return losses
+
+
+def weights(work: PretrainWork) -> dict[str, bytes]:
+    path = work.output / "model.safetensors"
+    return {name: weight.tobytes() for name, weight in load_file(path).items()}
+
+
+@pytest.fixture(scope="module")
+def alone(work: PretrainWork, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """Losses of the same training in one process without DeepSpeed."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {str(step): loss for step, loss in run(moved(work, folder), Reports()).losses.items()}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_zero_stage_gives_the_losses_of_one_process(
+    work: PretrainWork, alone: dict[str, float], tmp_path: Path, stage: int
+) -> None:
+    sharded = moved(work, tmp_path, zero={"stage": stage})
+    assert run_ranks(sharded, tmp_path) == pytest.approx(alone, abs=1e-4)
+
+
+def test_muon_under_zero_gives_the_losses_of_one_process(
+    work: PretrainWork, tmp_path: Path
+) -> None:
+    expected = run(moved(work, tmp_path / "alone", optimizer="muon"), Reports()).losses
+    sharded = moved(work, tmp_path / "ranks", optimizer="muon", zero={"stage": 1})
+    found = run_ranks(sharded, tmp_path, micro_batch_size=2)
+    assert {int(step): loss for step, loss in found.items()} == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("stage", "optimizer"), [(1, "muon"), (3, "adamw")])
+def test_killed_ranks_go_on_to_the_same_weights(
+    work: PretrainWork, tmp_path: Path, stage: int, optimizer: str
+) -> None:
+    settings = {"zero": {"stage": stage}, "optimizer": optimizer}
+    whole = moved(work, tmp_path / "whole", **settings)
+    expected = run_ranks(whole, tmp_path)
+    cut = moved(work, tmp_path / "cut", **settings)
+    run_ranks(cut, tmp_path, kill_after=12)
+    rest = replace(
+        moved(work, tmp_path / "rest", **settings), earlier_checkpoints=(cut.checkpoints,)
+    )
+    resumed = run_ranks(rest, tmp_path)
+    assert min(map(int, resumed)) == 11
+    assert resumed == {step: expected[step] for step in resumed}
+    assert weights(rest) == weights(whole)
+
+
+def test_no_compiler_is_needed_and_nothing_is_compiled(work: PretrainWork, tmp_path: Path) -> None:
+    extensions, empty = tmp_path / "extensions", tmp_path / "bin"
+    extensions.mkdir()
+    empty.mkdir()
+    run_ranks(
+        moved(work, tmp_path, optimizer="muon"),
+        tmp_path,
+        PATH=str(empty),
+        CC="/nonexistent",
+        CXX="/nonexistent",
+        TORCH_EXTENSIONS_DIR=str(extensions),
+    )
+    assert list(extensions.iterdir()) == []

@@ -1,0 +1,158 @@
+import csv
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainers import tasks, tokenizer
+from trainers.batches import IGNORED_LABEL
+from trainers.config import SplitConfig, TaskConfig, TaskDataConfig, TokenizerConfig
+from trainers.corpus import text_key
+from trainers.errors import DataError
+from trainers.tasks import Encoded, Examples, collate
+
+
+def prepare(
+    folder: Path, rows: list[tuple[str, str]], seed: int = 0, train_rows: int | None = None
+) -> dict[str, Any]:
+    path = folder / "rows.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(rows)
+    split = SplitConfig(test=0.3, validation=0.2, seed=seed)
+    config = TaskDataConfig(path="rows.csv", format="csv", split=split, train_rows=train_rows)
+    return tasks.prepare(config, path, folder)
+
+
+def split_texts(folder: Path) -> dict[str, list[str]]:
+    return {name: tasks.load(folder, name).texts for name in tasks.SPLITS}
+
+
+ROWS = [(f"text number {n}", "even" if n % 2 == 0 else "odd") for n in range(200)]
+
+
+def test_rows_are_divided_once_in_the_stated_shares(tmp_path: Path) -> None:
+    facts = prepare(tmp_path, ROWS)
+    found = split_texts(tmp_path)
+    assert sorted(text for texts in found.values() for text in texts) == sorted(t for t, _ in ROWS)
+    assert 40 <= len(found["test"]) <= 80
+    assert 20 <= len(found["validation"]) <= 60
+    assert facts["labels"] == tasks.load_labels(tmp_path) == ["even", "odd"]
+    labels = dict(ROWS)
+    for name in tasks.SPLITS:
+        examples = tasks.load(tmp_path, name)
+        assert examples.labels == [labels[text] for text in examples.texts]
+
+
+def test_split_follows_from_the_seed_and_the_texts_alone(tmp_path: Path) -> None:
+    found = []
+    for number, (rows, seed) in enumerate([(ROWS, 0), (ROWS[::-1], 0), (ROWS, 1)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        prepare(folder, rows, seed)
+        found.append({name: set(texts) for name, texts in split_texts(folder).items()})
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_duplicates_never_cross_a_border(
+    tmp_path_factory: pytest.TempPathFactory, generator: random.Random
+) -> None:
+    rows = [(f"text {generator.randrange(60)}", generator.choice("ab")) for _ in range(150)]
+    rows = [(generator.choice([t, t.upper(), f" {t}  "]), label) for t, label in rows]
+    folder = tmp_path_factory.mktemp("split")
+    prepare(folder, rows)
+    keys = [{text_key(text) for text in texts} for texts in split_texts(folder).values()]
+    assert not keys[0] & keys[1]
+    assert not keys[0] & keys[2]
+    assert not keys[1] & keys[2]
+
+
+def test_fewer_training_rows_leave_the_other_splits_alone(tmp_path: Path) -> None:
+    prepare(tmp_path, ROWS)
+    whole = split_texts(tmp_path)
+    prepare(tmp_path, ROWS, train_rows=10)
+    few = split_texts(tmp_path)
+    assert len(few["train"]) == 10
+    assert set(few["train"]) < set(whole["train"])
+    assert (few["validation"], few["test"]) == (whole["validation"], whole["test"])
+
+
+def test_texts_of_the_test_split_are_given_without_labels(tmp_path: Path) -> None:
+    prepare(tmp_path, ROWS)
+    assert tasks.test_texts(tmp_path) == split_texts(tmp_path)["test"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (ROWS[:2], "leave none for"),
+        ([(text, "same") for text, _ in ROWS], "needs two labels at least"),
+    ],
+)
+def test_rows_that_make_no_task_are_refused(
+    tmp_path: Path, rows: list[tuple[str, str]], expected: str
+) -> None:
+    with pytest.raises(DataError, match=expected):
+        prepare(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ('{"text": ["a", "b"], "label": "x"}', "must both be lists"),
+        ('{"text": ["a", "b"], "label": ["x"]}', "2 words but 1 labels"),
+    ],
+)
+def test_row_whose_words_and_labels_do_not_fit_is_named(
+    tmp_path: Path, row: str, expected: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(row + "\n", encoding="utf-8")
+    split = SplitConfig(test=0.3, validation=0.2)
+    config = TaskDataConfig(path="rows.jsonl", format="jsonl", split=split)
+    with pytest.raises(DataError, match=f"row 1: .*{expected}"):
+        tasks.prepare(config, path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("left_to_right", "expected"), [(False, {0: 1, 1: 3, 2: 4}), (True, {0: 2, 1: 3, 2: 6})]
+)
+def test_label_stands_where_the_model_has_seen_enough(
+    left_to_right: bool, expected: dict[int, int]
+) -> None:
+    words = [None, 0, 0, 1, 2, 2, 2, None]
+    assert tasks.label_positions(words, left_to_right=left_to_right) == expected
+
+
+@pytest.mark.parametrize("left_to_right", [False, True])
+def test_every_word_carries_its_label_once(left_to_right: bool) -> None:
+    config = TokenizerConfig(train="bpe", vocab_size=270)
+    loaded = tokenizer.build(config, Path(), ["we met in Rome"], 64)
+    split = SplitConfig(test=0.3, validation=0.2)
+    task = TaskConfig(
+        type="token_classification",
+        data=TaskDataConfig(path="x", format="conll", split=split),
+        metric="entity_f1",
+    )
+    examples = Examples([["we", "met", "in", "Rome"]], [["O", "O", "O", "B-place"]])
+    encoded = tasks.encode(examples, ["B-place", "O"], task, loaded, left_to_right=left_to_right)
+    (labels,) = encoded.labels
+    assert len(labels) == len(encoded.ids[0])
+    assert labels[labels != IGNORED_LABEL].tolist() == [1, 1, 1, 0]
+
+
+def test_batch_is_padded_on_the_right_to_its_longest_row() -> None:
+    import numpy as np
+
+    rows = Encoded([np.array([5, 6, 7]), np.array([8])], [np.array([1, 0, 1]), np.array([1])])
+    batch = collate(rows, [0, 1], pad_token=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[1, 0, 1], [1, IGNORED_LABEL, IGNORED_LABEL]]

@@ -1,0 +1,129 @@
+"""A tiny pretraining, ready to run in this process or on several ranks."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from conftest import WORDS
+
+from trainers import corpus, pretrain, tokenizer, tokens
+from trainers.config import (
+    CorpusConfig,
+    ModelConfig,
+    PretrainConfig,
+    SourceConfig,
+    TokenizerConfig,
+)
+from trainers.pretrain import PretrainExecution, PretrainWork
+from trainers.tokens import ShardWork
+
+LENGTH = 16
+LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a training in its middle."""
+
+
+@dataclass
+class Reports:
+    """Collects what rank 0 reports; raises after a step where told to."""
+
+    kill_after: int | None = None
+    losses: dict[int, float] = field(default_factory=dict)
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        self.losses[int(metrics["optimizer_step"])] = metrics["loss"]
+        if self.kill_after is not None and metrics["optimizer_step"] >= self.kill_after:
+            raise KilledError
+
+
+def prepare(folder: Path) -> PretrainWork:
+    """Corpus, tokenizer and tokens of a few thousand words."""
+    lines = [" ".join(WORDS[start : start + 12]) for start in range(0, 6000, 12)]
+    (folder / "texts.txt").write_text("\n".join(lines), encoding="utf-8")
+    for name in ("corpus", "tokenizer", "tokens"):
+        (folder / name).mkdir(parents=True)
+    source = SourceConfig(path="texts.txt", format="lines")
+    config = CorpusConfig(sources=[source], validation_fraction=0.1)
+    corpus.build(config, [[folder / "texts.txt"]], [], folder / "corpus")
+    bpe = TokenizerConfig(train="bpe", vocab_size=300)
+    tokenizer.build(bpe, folder, lines, LENGTH).save_pretrained(str(folder / "tokenizer"))
+    packed = [
+        tokens.pack_shard(ShardWork(shard, folder / "tokenizer", folder / "tokens", LENGTH))
+        for part in ("train", "validation")
+        for shard in corpus.shards(folder / "corpus", part)
+    ]
+    tokens.write_index(folder / "tokens", packed, sequence_length=LENGTH, vocab_size=300)
+    return PretrainWork(
+        model=ModelConfig(architecture="llama", config=LLAMA),
+        pretrain=pretrain_config(),
+        base=folder,
+        tokenizer=folder / "tokenizer",
+        tokens=folder / "tokens",
+        output=folder / "output",
+        checkpoints=folder / "checkpoints",
+        earlier_checkpoints=(),
+    )
+
+
+def pretrain_config(**changes: Any) -> PretrainConfig:
+    """20 steps of 8 sequences."""
+    settings = {
+        "sequence_length": LENGTH,
+        "tokens": 20 * 8 * LENGTH,
+        "global_batch_tokens": 8 * LENGTH,
+        "learning_rate": 3e-3,
+        "checkpoint": {"every_steps": 5},
+    }
+    return PretrainConfig.model_validate({**settings, **changes})
+
+
+def moved(work: PretrainWork, folder: Path, **changes: Any) -> PretrainWork:
+    """The same training with outputs elsewhere, perhaps with other settings."""
+    config = pretrain_config(**changes) if changes else work.pretrain
+    folder.mkdir(parents=True, exist_ok=True)
+    return replace(
+        work, pretrain=config, output=folder / "output", checkpoints=folder / "checkpoints"
+    )
+
+
+def run(work: PretrainWork, reports: Reports, micro_batch_size: int | None = None) -> Reports:
+    """Train on this rank."""
+    execution = PretrainExecution(threads=1, micro_batch_size=micro_batch_size, use_gpu=False)
+    pretrain.run(work, execution, reports)
+    return reports
+
+
+def main() -> None:
+    """One rank of several: reads its work and how to run it from a pickle."""
+    import json
+    import pickle
+
+    import torch.distributed as dist
+
+    request = pickle.loads(Path(sys.argv[1]).read_bytes())
+    dist.init_process_group("gloo")
+    reports = Reports(kill_after=request["kill_after"])
+    try:
+        run(request["work"], reports, request["micro_batch_size"])
+    except KilledError:
+        # As SIGKILL would: no clean-up, no further collective.
+        os._exit(9)
+    if dist.get_rank() == 0:
+        Path(sys.argv[2]).write_text(json.dumps(reports.losses), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
