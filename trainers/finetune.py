@@ -243,8 +243,10 @@ def train_and_export(training: Training) -> dict[str, float]:
     while not tuning.is_finished:
         tuning.train_epoch()
     scores = tuning.validate()
+    loaded = tokenizer.load(training.base)
+    loaded.model_max_length = training.task.max_length
     training.output.mkdir(parents=True)
-    model.export(training.output, tuning.model, tuning.weights, tokenizer.load(training.base))
+    model.export(training.output, tuning.model, tuning.weights, loaded)
     return scores
 
 

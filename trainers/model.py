@@ -54,12 +54,17 @@ def for_pretraining(
         model: PreTrainedModel = head.from_pretrained(str(base / config.from_))
         network = model.config
     else:
-        network = _new_network(config, tokenizer, sequence_length)
-        model = head.from_config(network)
+        network, model = _new_model(config, tokenizer, sequence_length)
     if network.vocab_size < len(tokenizer):
         raise DataError(
             f"the model's vocabulary ({network.vocab_size}) is smaller than the tokenizer's "
             f"({len(tokenizer)}); use the model's own tokenizer: tokenizer.from"
+        )
+    positions = getattr(network, "max_position_embeddings", sequence_length)
+    if sequence_length > positions:
+        raise DataError(
+            f"pretrain.sequence_length {sequence_length} is longer than the model's {positions} "
+            "positions; lower it"
         )
     if hasattr(network, "use_cache"):
         network.use_cache = False  # a cache of keys and values is for generation
@@ -170,9 +175,9 @@ def reads_left_to_right(network: Mapping[str, Any]) -> bool:
     return network["model_type"] not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def _new_network(
+def _new_model(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int
-) -> PreTrainedConfig:
+) -> tuple[PreTrainedConfig, PreTrainedModel]:
     settings = {
         "max_position_embeddings": sequence_length,
         "vocab_size": len(tokenizer),
@@ -183,8 +188,9 @@ def _new_network(
     }
     assert config.architecture is not None  # the schema's validator saw to it
     try:
-        return AutoConfig.for_model(config.architecture, **settings)
-    except (ValueError, TypeError, KeyError) as error:
+        network = AutoConfig.for_model(config.architecture, **settings)
+        return network, _HEAD_OF_OBJECTIVE[config.objective].from_config(network)
+    except Exception as error:  # families complain in many ways, all about what the user wrote
         raise DataError(f"model: {config.architecture} with {config.config}: {error}") from error
 
 

@@ -34,7 +34,7 @@ def make_task(folder: Path, kind: str) -> tuple[TaskConfig, Path]:
     (write_entities if is_words else write_classification)(path)
     data = TaskDataConfig(path=path.name, format="conll" if is_words else "csv", split=SPLIT)
     metric = "entity_f1" if is_words else "accuracy"
-    task = TaskConfig(type=kind, data=data, metric=metric, max_length=40)  # type: ignore[arg-type]
+    task = TaskConfig(type=kind, data=data, metric=metric, max_length=96)  # type: ignore[arg-type]
     (folder / "data").mkdir()
     tasks.prepare(data, path, folder / "data")
     return task, folder / "data"

@@ -83,7 +83,7 @@ def test_task_model_has_the_weights_of_its_base_and_a_head_of_its_own(
     assert heads
     assert all(np.array_equal(first[name], weights[name]) for name in shared)
     assert all(not np.array_equal(first[name], second[name]) for name in heads)
-    scratch = backbone(0, None)
+    scratch = backbone(5, None)
     matrices = [name for name in shared if first[name].ndim == 2]
     assert not any(np.array_equal(scratch[name], first[name]) for name in matrices)
 
@@ -136,6 +136,16 @@ def test_model_with_fewer_tokens_than_the_tokenizer_is_refused(
         DataError, match=r"vocabulary \(300\) is smaller than the tokenizer's \(320\)"
     ):
         model.for_pretraining(config, tmp_path, larger, 32, seed=0)
+
+
+def test_sequences_longer_than_the_positions_of_a_loaded_model_are_refused(
+    words: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    built = build(words, "llama")
+    model.export(tmp_path / "base", built, dict(built.named_parameters()), words)
+    config = ModelConfig.model_validate({"from": "base"})
+    with pytest.raises(DataError, match="33 is longer than the model's 32 positions"):
+        model.for_pretraining(config, tmp_path, words, 33, seed=0)
 
 
 @pytest.mark.parametrize(("architecture", "expected"), [("llama", True), ("bert", False)])

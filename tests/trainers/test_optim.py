@@ -96,9 +96,8 @@ def test_muon_update_has_the_size_of_an_adamw_update() -> None:
     from trainers.engine import muon
 
     for shape in [(32, 32), (64, 32), (32, 96)]:
-        layers = nn.ModuleDict(
-            {"layers": nn.ModuleList([nn.Linear(shape[1], shape[0], bias=False)])}
-        )
+        linear = nn.Linear(shape[1], shape[0], bias=False)
+        layers = nn.ModuleDict({"layers": nn.ModuleList([linear])})
         weight = linear.weight
         before = weight.detach().clone()
         groups = optim.muon_groups(layers, learning_rate=1.0, weight_decay=0.0, betas=(0.9, 0.95))

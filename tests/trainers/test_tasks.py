@@ -66,6 +66,7 @@ def test_duplicates_never_cross_a_border(
 ) -> None:
     rows = [(f"text {generator.randrange(60)}", generator.choice("ab")) for _ in range(150)]
     rows = [(generator.choice([t, t.upper(), f" {t}  "]), label) for t, label in rows]
+    rows += [(f"another text {n}", "ab"[n % 2]) for n in range(40)]
     folder = tmp_path_factory.mktemp("split")
     prepare(folder, rows)
     keys = [{text_key(text) for text in texts} for texts in split_texts(folder).values()]
