@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import time
 import traceback
@@ -179,6 +180,7 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
     """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     temporary = None
+    handler = signal.getsignal(signal.SIGTERM)
     # Ray prints to stderr at start; its notices belong to people who run Ray themselves.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if config.address:
@@ -187,6 +189,7 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
         temporary = tempfile.mkdtemp(prefix="pretune-ray-", dir=_SHORT_TEMPORARY_FOLDER)
         ray.init(address="local", include_dashboard=False, _temp_dir=temporary, **quiet)
     try:
+        signal.signal(signal.SIGTERM, handler)  # Ray puts its own, which exits at once
         yield RayCluster(config.retry)
     finally:
         ray.shutdown()

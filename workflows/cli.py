@@ -1,6 +1,7 @@
 """The command `pretune`. Loads no heavy library until a pipeline really runs."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,6 +87,8 @@ def run(pipeline: PipelineFile, overrides: Overrides = None, as_json: AsJson = F
     """
     opened = _open(pipeline, overrides)
     console = Console(stderr=True) if as_json else out
+    # A scheduler's notice ends a run as Ctrl-C does: cleanly.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = opened.run(console)
     except CapacityError as error:

@@ -28,7 +28,7 @@ def pretune(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str
     )
 
 
-def ray_processes(folder: Path) -> list[str]:
+def ray_processes() -> list[str]:
     """Command lines of Ray's processes; those of one local Ray name its temporary folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -73,7 +73,7 @@ def test_every_step_is_done_and_both_tasks_are_promoted(finished: Run) -> None:
 
 
 def test_ray_and_its_files_are_gone(finished: Run) -> None:
-    assert ray_processes(finished.folder) == []
+    assert ray_processes() == []
     assert list(Path("/tmp").glob("pretune-ray-*")) == []
 
 
@@ -197,24 +197,35 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 240) -> None:
         time.sleep(0.2)
 
 
-def test_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    data = tiny_pipeline(tmp_path)
-    data["pretrain"]["tokens"] = 400 * 256
-    data["pretrain"]["checkpoint"] = {"every_steps": 20}
-    del data["tasks"]["places"]
-    pipeline = write_pipeline(tmp_path, data)
-    storage = tmp_path / "storage"
+def checkpoints(storage: Path) -> int:
+    return len(
+        list(storage.glob("artifacts/pretrain/*/attempts/*/work/checkpoints/*/manifest.json"))
+    )
+
+
+def run_until_signalled(pipeline: Path, storage: Path, number: signal.Signals) -> int:
+    """Send a signal once the run has written two more checkpoints; its exit code."""
+    before = checkpoints(storage)
     process = subprocess.Popen(
         [PRETUNE, "run", str(pipeline)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+    wait_for(lambda: checkpoints(storage) >= before + 2)
+    os.kill(process.pid, number)
+    return process.wait()
 
-    def has_checkpoints() -> bool:
-        return len(list(storage.glob("artifacts/pretrain/*/attempts/*/work/checkpoints/*/m*"))) >= 2
 
-    wait_for(has_checkpoints)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: ray_processes(tmp_path) == [], timeout_s=60)
+def test_stopped_and_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = tiny_pipeline(tmp_path)
+    data["pretrain"]["tokens"] = 800 * 256
+    data["pretrain"]["checkpoint"] = {"every_steps": 20, "keep": 50}
+    del data["tasks"]["places"]
+    pipeline, storage = write_pipeline(tmp_path, data), tmp_path / "storage"
+
+    assert run_until_signalled(pipeline, storage, signal.SIGTERM) == 4
+    assert ray_processes() == []
+    assert run_until_signalled(pipeline, storage, signal.SIGKILL) == -signal.SIGKILL
+    # Ray's agents notice a killed driver only after a minute; those that work, at once.
+    wait_for(lambda: not any("RayTrainWorker" in name for name in ray_processes()), timeout_s=60)
     assert not list(storage.glob("artifacts/pretrain/*/record.json"))
 
     answer = pretune("run", pipeline, "--json", folder=tmp_path)
@@ -229,10 +240,10 @@ def test_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
         for event in read(second_run / "events")
         if event["event"] == "progress"
     ]
-    assert steps[0] > 20
-    assert steps[-1] == 400
+    assert steps[0] > 80  # two checkpoints of each interrupted run are behind it
+    assert steps[-1] == 800
     facts = json.loads(
         next(storage.glob("artifacts/pretrain/*/attempts/*/output/p*.json")).read_text()
     )
-    assert facts["samples"] == 400 * 4
-    assert [point["optimizer_step"] for point in facts["history"]] == list(range(4, 401, 4))
+    assert facts["samples"] == 800 * 4
+    assert [point["optimizer_step"] for point in facts["history"]] == list(range(8, 801, 8))

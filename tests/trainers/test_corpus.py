@@ -59,3 +59,25 @@ def test_shards_are_as_large_as_stated(tmp_path: Path) -> None:
 def test_empty_corpus_is_refused(tmp_path: Path, texts: list[str], held_out: list[str]) -> None:
     with pytest.raises(DataError, match="the corpus is empty"):
         build(tmp_path, texts, held_out)
+
+
+def test_facts_count_every_document_that_was_read(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(50)]
+    read = [*texts, *texts[:7], "barred", "Barred"]
+    facts, train, validation = build(tmp_path, read, ["barred"], validation_fraction=0.3)
+    assert facts == CorpusFacts(len(train), len(validation), duplicates=7, held_out=2)
+    assert sorted([*train, *validation]) == sorted(texts)
+    assert validation
+
+
+def test_sources_are_read_in_their_order(tmp_path: Path) -> None:
+    for name, text in [("a.txt", "one\ntwo"), ("b.jsonl", '{"text": "TWO"}\n{"text": "three"}')]:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    config = CorpusConfig.model_validate(
+        {"sources": [{"path": "b.jsonl"}, {"path": "a.txt"}], "validation_fraction": 0.0}
+    )
+    files = [[tmp_path / "b.jsonl"], [tmp_path / "a.txt"]]
+    facts = corpus.build(config, files, [], tmp_path)
+    (shard,) = corpus.shards(tmp_path, corpus.TRAIN)
+    assert list(corpus.read(shard)) == ["TWO", "three", "one"]
+    assert facts.duplicates == 1

@@ -50,6 +50,23 @@ def test_json_lines_are_read_compressed_or_not(tmp_path: Path, suffix: str) -> N
     assert read(path) == TEXTS
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", "one\nzwei: ä\n", ["one", "zwei: ä"]),
+        ("a.csv", 'text\n"one\nline"\ntwo\n', ["one\nline", "two"]),
+    ],
+)
+def test_every_text_format_may_be_compressed(
+    tmp_path: Path, suffix: str, name: str, content: str, expected: list[str]
+) -> None:
+    path = tmp_path / f"{name}{suffix}"
+    compress = gzip.compress if suffix == ".gz" else zstandard.compress
+    path.write_bytes(compress(content.encode()))
+    assert read(path) == expected
+
+
 def test_csv_keeps_quoted_line_breaks(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -82,6 +99,10 @@ def test_encoding_is_the_one_that_is_stated(tmp_path: Path) -> None:
         ("a.jsonl", b'{"body": "x"}\n', "row 1: no column 'text'; it has 'body'"),
         ("a.jsonl", b'{"text": null}\n', "row 1: column 'text' is empty"),
         ("a.txt", b"fine\n" * 9000 + b"caf\xe9\n", "line 9001: not utf-8"),
+        ("a.txt.gz", gzip.compress(b"fine\n" * 9000 + b"caf\xe9\n"), "line 9001: not utf-8"),
+        ("a.csv", b"body\nx\n", "row 2: no column 'text'; it has 'body'"),
+        ("a.csv", b"id,text\n1\n", "row 2: column 'text' is empty"),
+        ("a.csv.gz", b"text\nplain\n", "cannot be read"),
         ("a.csv", b"text\na,b\n", "line 2: more fields than the header has"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-20], "cannot be read"),
         ("a.parquet", b"PAR1 and no more", "not a readable Parquet file"),
@@ -132,3 +153,42 @@ def test_conll_line_without_a_label_is_named(tmp_path: Path) -> None:
     path.write_text("I\tO\nlike\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 2: expected word, tab, label"):
         list(documents.rows(task_data(path), path))
+
+
+def test_missing_parquet_column_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"body": TEXTS}), path)
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: no column 'text'; it has 'body'"):
+        read(path)
+
+
+def test_folder_that_datasets_did_not_write_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not written by datasets"):
+        read(tmp_path, format="dataset")
+
+
+def test_unknown_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    with pytest.raises(DataError, match="unknown encoding 'utf-9'"):
+        read(path, encoding="utf-9")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_labelled_rows_come_from_the_columns_that_are_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    match path.suffix:
+        case ".csv":
+            path.write_text("id,body,kind\n1,some text,good\n", encoding="utf-8")
+        case ".jsonl":
+            path.write_text('{"id": 1, "body": "some text", "kind": "good"}\n', encoding="utf-8")
+        case ".parquet":
+            table = pa.table({"id": [1], "body": ["some text"], "kind": ["good"]})
+            pyarrow.parquet.write_table(table, path)
+    split = SplitConfig(test=0.2, validation=0.2)
+    data = TaskDataConfig(path=name, text="body", label="kind", split=split)  # type: ignore[call-arg]
+    assert list(documents.rows(data, path)) == [{"text": "some text", "label": "good"}]
+    assert documents.columns(path, data.format, "utf-8") == ["id", "body", "kind"]
+    without = data.model_copy(update={"label": "class"})
+    with pytest.raises(DataError, match="no column 'class'; it has 'id', 'body', 'kind'"):
+        list(documents.rows(without, path))

@@ -116,6 +116,9 @@ def test_scratch_control_knows_nothing_of_the_base(tone: TaskInputs) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"learning_rate": 0.005},
+        {"warmup": 0.5},
+        {"dropout": 0.3},
         {"token_dropout": 0.3},
         {"label_smoothing": 0.1},
         {"prefix_loss": 0.5},
@@ -130,6 +133,24 @@ def test_every_hyperparameter_does_something(tone: TaskInputs, changes: dict[str
     _, plain = train(FineTuning(tone), epochs=1)
     _, changed = train(FineTuning(tone), epochs=1, **changes)
     assert not same(plain, changed)
+
+
+def test_token_dropout_is_for_training_rows_alone(tone: TaskInputs) -> None:
+    plain, dropping = FineTuning(tone), FineTuning(tone)
+    plain.start({**GOOD, "epochs": 1})
+    dropping.start({**GOOD, "epochs": 1, "token_dropout": 0.9})
+    plain.train_epoch()
+    dropping.train_epoch()
+    assert not same(plain.weights, dropping.weights)
+    dropping.model.load_state_dict(plain.model.state_dict())
+    assert dropping.validate() == plain.validate()
+
+
+def test_every_epoch_has_an_order_of_its_own(tone: TaskInputs) -> None:
+    slot = FineTuning(tone)
+    slot.start({**GOOD, "learning_rate": 1e-30, "weight_decay": 0.0})
+    # Weights as good as fixed: the same batches would give the same mean loss to the last bit.
+    assert slot.train_epoch() != slot.train_epoch()
 
 
 def test_prefix_loss_learns_the_task_too(tone: TaskInputs) -> None:

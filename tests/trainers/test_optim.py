@@ -1,7 +1,14 @@
+import re
+
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from trainers import optim
 from trainers.config import ScheduleConfig
@@ -30,13 +37,17 @@ def network() -> LlamaForCausalLM:
         ("linear", 9, 1.0),
         ("linear", 55, 0.5),
         ("linear", 100, 0.0),
+        ("cosine", 99, 0.0003),
+        ("linear", 99, 0.0111),
         ("constant", 4, 0.5),
         ("constant", 99, 1.0),
     ],
 )
 def test_schedule_warms_up_and_then_takes_its_shape(name: str, step: int, expected: float) -> None:
     config = ScheduleConfig(name=name, warmup=0.1)  # type: ignore[arg-type]
-    assert optim.schedule(config, peak=1.0, total_steps=100)(step) == pytest.approx(expected)
+    assert optim.schedule(config, peak=1.0, total_steps=100)(step) == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
 def test_schedule_ends_at_its_floor() -> None:
@@ -70,6 +81,41 @@ def test_layer_decay_lowers_rates_from_the_head_down(network: LlamaForCausalLM) 
     assert scales["model.layers.2.mlp.up_proj.weight"] == 0.5
     assert scales["model.layers.0.mlp.up_proj.weight"] == 0.125
     assert scales["model.embed_tokens.weight"] == 0.0625
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "lowest", "highest"),
+    [
+        ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2}, r"\.(wte|wpe)\.", r"^score|\.ln_f\."),
+        (
+            "bert",
+            {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+            | {"num_attention_heads": 2},
+            r"\.embeddings\.",
+            r"^classifier|\.pooler\.",
+        ),
+    ],
+)
+def test_layer_decay_orders_the_layers_of_every_family(
+    family: str, config: dict[str, int], lowest: str, highest: str
+) -> None:
+    network = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model(family, vocab_size=32, **config)
+    )
+    groups = optim.adamw(
+        network, learning_rate=1.0, weight_decay=0.0, betas=(0.9, 0.95), layer_decay=0.5
+    ).param_groups
+    scales = {
+        name: group["scale"] for group in groups for name in names_of(network, group["params"])
+    }
+    assert {name for name, scale in scales.items() if scale == 1.0} == {
+        name for name in scales if re.search(highest, name)
+    }
+    assert {name for name, scale in scales.items() if scale == 0.125} == {
+        name for name in scales if re.search(lowest, name)
+    }
+    assert {s for name, s in scales.items() if re.search(r"\.(h|layer)\.1\.", name)} == {0.5}
+    assert {s for name, s in scales.items() if re.search(r"\.(h|layer)\.0\.", name)} == {0.25}
 
 
 def test_frozen_parameters_are_in_no_group(network: LlamaForCausalLM) -> None:

@@ -33,3 +33,9 @@ def test_a_trillion_samples_cost_nothing() -> None:
 
 def test_chain_depends_on_the_order() -> None:
     assert order.chain("00", [1, 2]) != order.chain("00", [2, 1])
+
+
+def test_chain_goes_on_from_where_it_was() -> None:
+    first, other = order.chain("00", [1, 2]), order.chain("00", [1, 3])
+    assert order.chain(first, [4]) == order.chain(order.chain("00", [1, 2]), [4])
+    assert order.chain(first, [4]) != order.chain(other, [4])

@@ -1,4 +1,5 @@
 import csv
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def test_label_stands_where_the_model_has_seen_enough(
 
 @pytest.mark.parametrize("left_to_right", [False, True])
 def test_every_word_carries_its_label_once(left_to_right: bool) -> None:
-    config = TokenizerConfig(train="bpe", vocab_size=270)
+    config = TokenizerConfig(train="bpe", vocab_size=260)  # next to nothing but bytes
     loaded = tokenizer.build(config, Path(), ["we met in Rome"], 64)
     split = SplitConfig(test=0.3, validation=0.2)
     task = TaskConfig(
@@ -147,6 +148,11 @@ def test_every_word_carries_its_label_once(left_to_right: bool) -> None:
     (labels,) = encoded.labels
     assert len(labels) == len(encoded.ids[0])
     assert labels[labels != IGNORED_LABEL].tolist() == [1, 1, 1, 0]
+    tokens = loaded.convert_ids_to_tokens(encoded.ids[0])
+    labelled = [token for token, label in zip(tokens, labels, strict=True) if label >= 0]
+    of_words = [loaded.tokenize(word) for word in examples.texts[0]]
+    assert min(map(len, of_words)) > 1
+    assert labelled == [word[-1 if left_to_right else 0] for word in of_words]
 
 
 def test_batch_is_padded_on_the_right_to_its_longest_row() -> None:
@@ -157,3 +163,57 @@ def test_batch_is_padded_on_the_right_to_its_longest_row() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[1, 0, 1], [1, IGNORED_LABEL, IGNORED_LABEL]]
+
+
+def prepare_words(folder: Path, rows: list[list[str]]) -> None:
+    """Word-level rows whose every word is a place when it begins with a capital."""
+    path = folder / "rows.jsonl"
+    lines = [
+        {"text": words, "label": ["B-place" if word[0].isupper() else "O" for word in words]}
+        for words in rows
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    split = SplitConfig(test=0.3, validation=0.2)
+    tasks.prepare(TaskDataConfig(path="rows.jsonl", format="jsonl", split=split), path, folder)
+
+
+def test_sentences_of_the_same_words_fall_on_the_same_side(tmp_path: Path) -> None:
+    rows = [["in", f"Town{n}"] for n in range(100)]
+    prepare_words(tmp_path, rows + [["IN", f"town{n}"] for n in range(100)])
+    keys = [{text_key(" ".join(words)) for words in t} for t in split_texts(tmp_path).values()]
+    assert sum(map(len, keys)) == len(set.union(*keys)) == 100
+
+
+def test_test_texts_of_sentences_are_their_words_with_spaces(tmp_path: Path) -> None:
+    prepare_words(tmp_path, [["in", f"Town{n}"] for n in range(100)])
+    found = tasks.test_texts(tmp_path)
+    assert found == [" ".join(words) for words in split_texts(tmp_path)["test"]]
+    assert all(text.startswith("in Town") for text in found)
+
+
+def test_numbers_become_names(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(f'{{"text": "t{n}", "label": {n % 11}}}' for n in range(200)))
+    split = SplitConfig(test=0.3, validation=0.2)
+    config = TaskDataConfig(path="rows.jsonl", format="jsonl", split=split)
+    facts = tasks.prepare(config, path, tmp_path)
+    assert facts["labels"] == sorted(str(number) for number in range(11))
+    assert facts["rows"] == {name: len(tasks.load(tmp_path, name)) for name in tasks.SPLITS}
+
+
+def test_training_rows_are_chosen_by_the_seed_whatever_their_order(tmp_path: Path) -> None:
+    chosen = []
+    for rows, seed in [(ROWS, 0), (ROWS[::-1], 0), (ROWS, 1)]:
+        prepare(tmp_path, rows, seed, train_rows=10)
+        chosen.append(set(split_texts(tmp_path)["train"]))
+    assert chosen[0] == chosen[1]
+    assert chosen[0] != chosen[2]
+
+
+def test_texts_are_cut_at_the_stated_length() -> None:
+    config = TokenizerConfig(train="bpe", vocab_size=270)
+    loaded = tokenizer.build(config, Path(), ["we met in Rome"], 64)
+    for texts in (["we met in Rome " * 20], [["we", "met"] * 40]):
+        words = isinstance(texts[0], list)
+        encoding = tasks.encode_texts(texts, loaded, words=words, max_length=12)
+        assert len(encoding["input_ids"][0]) == 12

@@ -6,6 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import WORDS
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from trainers import tokenizer, tokens
 from trainers.config import TokenizerConfig
@@ -71,3 +73,30 @@ def test_less_text_than_one_sequence_is_refused(tmp_path: Path) -> None:
     shards = [PackedShard("train-00000.bin", 0, 1, 9, 9)]
     with pytest.raises(DataError, match="9 tokens, less than one training sequence of 16"):
         tokens.write_index(tmp_path, shards, sequence_length=16, vocab_size=100)
+
+
+def test_ids_above_two_bytes_survive(tmp_path: Path) -> None:
+    vocabulary = {"<end>": 0, **{f"w{number}": number for number in range(1, 70_000)}}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<end>", unk_token="<end>"
+    ).save_pretrained(str(tmp_path / "words"))
+    shard = tmp_path / "train-00000.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": ["w69999 w1 w65536", "w5"]}), shard)
+    packed = tokens.pack_shard(ShardWork(shard, tmp_path / "words", tmp_path, 3))
+    tokens.write_index(tmp_path, [packed], sequence_length=3, vocab_size=70_000)
+    sequences = TokenSequences(tmp_path, "train")
+    assert sequences.read([0, 1]).tolist() == [[69999, 1, 65536], [0, 5, 0]]
+
+
+def test_parts_are_read_apart(tmp_path: Path) -> None:
+    shards = []
+    for name, first in [("train", 1), ("validation", 50)]:
+        file = f"{name}-00000.bin"
+        np.full((2, 4), first, dtype=np.uint16).tofile(tmp_path / file)
+        shards.append(PackedShard(file, 2, 2, 8, 0))
+    tokens.write_index(tmp_path, shards, sequence_length=4, vocab_size=100)
+    assert set(TokenSequences(tmp_path, "train").read([0, 1]).flat) == {1}
+    assert set(TokenSequences(tmp_path, "validation").read([0, 1]).flat) == {50}
+    assert len(TokenSequences(tmp_path, "test")) == 0

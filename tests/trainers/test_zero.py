@@ -23,6 +23,7 @@ def test_stage_and_batches_are_passed_on(stage: int) -> None:
     assert config["zero_optimization"]["stage"] == stage
     assert config["train_micro_batch_size_per_gpu"] == 4
     assert config["gradient_accumulation_steps"] == 2
+    assert config["gradient_clipping"] == 1.0
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", False), ("bf16", True)])
