@@ -14,6 +14,10 @@ class WorkerLostError(RuntimeError):
     """The cluster lost the process or node that did the work; doing it again may help."""
 
 
+class UnreachableError(ConnectionError):
+    """There is no cluster at the address that was given."""
+
+
 class TaskFailedError(RuntimeError):
     """The work's own code raised; doing it again will not help."""
 

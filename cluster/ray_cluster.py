@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import time
 import traceback
@@ -27,6 +28,7 @@ from cluster.interface import (
     TaskFailedError,
     Trial,
     TrialResult,
+    UnreachableError,
     WorkerLostError,
 )
 from cluster.logs import redirected
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Unix socket paths may have 107 characters; Ray adds about 70 to this folder.
 _SHORT_TEMPORARY_FOLDER = "/tmp"
+_FOLDER_PREFIX = "pretune-ray-"
+_CONNECT_TIMEOUT_S = 10.0
 
 
 class RayPending:
@@ -177,16 +181,22 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
     A Ray that somebody else started here is never joined unless its address is given: `local`
     makes Ray ignore RAY_ADDRESS and the address file of other sessions. The local Ray's processes
     and files are gone when the block ends.
+
+    Raises:
+        UnreachableError: nothing answers at `config.address`.
     """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     temporary = None
     handler = signal.getsignal(signal.SIGTERM)
-    # Ray prints to stderr at start; its notices belong to people who run Ray themselves.
+    # Ray announces here a change of what it does for tasks without GPUs; ours use none then.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if config.address:
+        _check_reachable(config.address)
         ray.init(address=config.address, **quiet)
     else:
-        temporary = tempfile.mkdtemp(prefix="pretune-ray-", dir=_SHORT_TEMPORARY_FOLDER)
+        _remove_folders_of_killed_drivers()
+        prefix = f"{_FOLDER_PREFIX}{os.getpid()}-"
+        temporary = tempfile.mkdtemp(prefix=prefix, dir=_SHORT_TEMPORARY_FOLDER)
         ray.init(address="local", include_dashboard=False, _temp_dir=temporary, **quiet)
     try:
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own, which exits at once
@@ -195,6 +205,31 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
         ray.shutdown()
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_folders_of_killed_drivers() -> None:
+    """A driver that was killed could not remove its Ray's files; the next one here does."""
+    for folder in Path(_SHORT_TEMPORARY_FOLDER).glob(f"{_FOLDER_PREFIX}[0-9]*-*"):
+        try:
+            os.kill(int(folder.name.split("-")[2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (PermissionError, ValueError):
+            continue  # somebody else's
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes and then end the process."""
+    host, separator, port = address.rpartition(":")
+    if not separator:
+        return  # `auto`: Ray looks the address up
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise UnreachableError(
+            f"no Ray cluster answers at cluster.address {address}: {error}; start one there, or "
+            "drop cluster.address to run on a local Ray"
+        ) from error
 
 
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.capacity import CapacityError
+from cluster.interface import UnreachableError
 from workflows import session
 from workflows.config import ConfigError, PipelineConfig, load_config
 from workflows.execution import RunPaths
@@ -91,7 +92,7 @@ def run(pipeline: PipelineFile, overrides: Overrides = None, as_json: AsJson = F
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = opened.run(console)
-    except CapacityError as error:
+    except (CapacityError, UnreachableError) as error:
         raise _usage_error(str(error)) from None
     except KeyboardInterrupt:
         err.print("stopped; what was finished is kept, run the same command to go on")

@@ -85,6 +85,16 @@ def test_more_workers_than_the_cluster_holds_are_refused_and_nothing_is_written(
     assert not (tmp_path / "storage").exists()
 
 
+def test_address_where_no_cluster_answers_is_refused_and_nothing_is_written(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    pipeline["cluster"]["address"] = "127.0.0.1:1"
+    answer = pretune("run", write_pipeline(tmp_path, pipeline), folder=tmp_path)
+    assert answer.returncode == 2
+    assert "no Ray cluster answers at cluster.address 127.0.0.1:1" in answer.stderr
+    assert not (tmp_path / "storage").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
