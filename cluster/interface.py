@@ -62,6 +62,21 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class SearchPlan:
+    """What is searched, and how much of it at once."""
+
+    search: SearchConfig
+    worker: WorkerConfig
+    """What one trial is given."""
+    metric: str
+    """Of a trial's metrics, the one to bring as high as possible."""
+    max_epochs: int
+    """The longest a trial may train."""
+    slots: int
+    """Trials at once."""
+
+
+@dataclass(frozen=True)
 class TrialResult:
     """What became of one trial."""
 
@@ -157,17 +172,13 @@ class Cluster(Protocol):
         self,
         trial: Callable[[Any], Trial],
         shared: Any,
-        search: SearchConfig,
-        worker: WorkerConfig,
+        plan: SearchPlan,
         *,
-        metric: str,
-        max_epochs: int,
-        slots: int,
         directory: Path,
         log: Path,
         on_result: Callable[[str, Metrics], None],
     ) -> list[TrialResult]:
-        """Search for the configuration with the highest `metric`, at most `slots` trials at once.
+        """Search for the configuration with the highest metric.
 
         `shared` is placed once per node and handed to `trial` in each slot's process. A search that
         was interrupted goes on when `directory` holds its state.

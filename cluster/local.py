@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.config import GangConfig, Range, SearchConfig, WorkerConfig
+from cluster.config import GangConfig, Range, WorkerConfig
 from cluster.interface import (
     Capacity,
     Metrics,
     Outcome,
     Pending,
     Reporter,
+    SearchPlan,
     TaskFailedError,
     Trial,
     TrialResult,
@@ -100,17 +101,14 @@ class LocalCluster:
         self,
         trial: Callable[[Any], Trial],
         shared: Any,
-        search: SearchConfig,
-        worker: WorkerConfig,
+        plan: SearchPlan,
         *,
-        metric: str,
-        max_epochs: int,
-        slots: int,
         directory: Path,
         log: Path,
         on_result: Callable[[str, Metrics], None],
     ) -> list[TrialResult]:
         """One trial after another, each to its end."""
+        search = plan.search
         generator = random.Random(search.seed)
         slot = trial(shared)
         results = []

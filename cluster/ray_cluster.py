@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster import failures, gang, trials
-from cluster.config import ClusterConfig, GangConfig, RetryConfig, SearchConfig, WorkerConfig
+from cluster.config import ClusterConfig, GangConfig, RetryConfig, WorkerConfig
 from cluster.failures import GiveUp, Retry
 from cluster.interface import (
     Capacity,
@@ -25,6 +25,7 @@ from cluster.interface import (
     Outcome,
     Pending,
     Reporter,
+    SearchPlan,
     TaskFailedError,
     Trial,
     TrialResult,
@@ -137,12 +138,8 @@ class RayCluster:
         self,
         trial: Callable[[Any], Trial],
         shared: Any,
-        search: SearchConfig,
-        worker: WorkerConfig,
+        plan: SearchPlan,
         *,
-        metric: str,
-        max_epochs: int,
-        slots: int,
         directory: Path,
         log: Path,
         on_result: Callable[[str, Metrics], None],
@@ -151,11 +148,7 @@ class RayCluster:
         return trials.run(
             trial,
             shared,
-            search,
-            worker,
-            metric=metric,
-            max_epochs=max_epochs,
-            slots=slots,
+            plan,
             max_failures=self._retry.max_attempts - 1,
             directory=directory,
             log=log,

@@ -1,9 +1,11 @@
 """Ray Tune: one process per slot for the whole search, results that survive the driver."""
 
+import json
 import math
 import os
 import traceback
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from ray.tune import (
     TuneConfig,
     Tuner,
 )
-from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import (
     BasicVariantGenerator,
@@ -27,11 +28,15 @@ from ray.tune.search import (
 )
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster.config import Range, SearchConfig, WorkerConfig
-from cluster.interface import Metrics, Trial, TrialResult
+from cluster.config import Range, SearchConfig
+from cluster.interface import Metrics, SearchPlan, Trial, TrialResult
 from cluster.logs import redirected
 
+Listener = Callable[[str, Metrics], None]
+"""Is told a trial and its metrics after each epoch."""
+
 EXPERIMENT = "search"
+_HISTORIES = "histories"
 
 # Keys of ours in Tune's result dictionaries.
 _SCORE = "score"
@@ -103,11 +108,13 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
                 self._failure = f"{type(error).__name__}: {error}"
 
 
+# Not a field of the callback: Tune keeps callbacks with a search's state, and a search that goes
+# on would report to the run that was interrupted.
+_listener: ContextVar[Listener] = ContextVar("listener")
+
+
 class _ForwardResults(Callback):  # type: ignore[misc]
     """Hands on each epoch's metrics as they arrive in the driver."""
-
-    def __init__(self, on_result: Callable[[str, Metrics], None]) -> None:
-        self._on_result = on_result
 
     def on_trial_result(
         self,
@@ -118,31 +125,27 @@ class _ForwardResults(Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """Called by Tune after each epoch of each trial."""
-        self._on_result(trial.trial_id, {"epoch": result[_EPOCH], **result["metrics"]})
+        _listener.get()(trial.trial_id, {"epoch": result[_EPOCH], **result["metrics"]})
 
 
 def run(
     trial: Callable[[Any], Trial],
     shared: Any,
-    search: SearchConfig,
-    worker: WorkerConfig,
+    plan: SearchPlan,
     *,
-    metric: str,
-    max_epochs: int,
-    slots: int,
     max_failures: int,
     directory: Path,
     log: Path,
-    on_result: Callable[[str, Metrics], None],
+    on_result: Listener,
 ) -> list[TrialResult]:
-    """Search for the highest `metric`; see `cluster.interface.Cluster.run_trials`."""
+    """Search for the highest metric; see `cluster.interface.Cluster.run_trials`."""
     trainable = tune.with_resources(
-        tune.with_parameters(TrialSlot, factory=trial, shared=shared, metric=metric, log=log),
-        {"cpu": worker.cpus, "gpu": worker.gpus},
+        tune.with_parameters(TrialSlot, factory=trial, shared=shared, metric=plan.metric, log=log),
+        {"cpu": plan.worker.cpus, "gpu": plan.worker.gpus},
     )
-    callbacks = [JsonLoggerCallback(), _ForwardResults(on_result)]
+    search = plan.search
     experiment = directory / EXPERIMENT
-    # Only what is asked for: Tune would add CSV and TensorBoard writers to every trial.
+    # Tune would add CSV, JSON and TensorBoard writers to every trial.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # A snapshot after each checkpoint is what we want: it is what a restart goes on from.
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
@@ -156,8 +159,8 @@ def run(
                 metric=_SCORE,
                 mode="max",
                 num_samples=search.trials,
-                search_alg=_searcher(search, slots),
-                scheduler=_scheduler(search, max_epochs),
+                search_alg=_searcher(search, plan.slots),
+                scheduler=_scheduler(search, plan.max_epochs),
                 reuse_actors=True,
             ),
             run_config=RunConfig(
@@ -165,11 +168,16 @@ def run(
                 storage_path=str(directory),
                 failure_config=FailureConfig(max_failures=max_failures),
                 checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
-                callbacks=callbacks,
+                callbacks=[_ForwardResults()],
                 verbose=0,
             ),
         )
-    return _results(tuner.fit(), max_epochs)
+    histories = directory / _HISTORIES
+    token = _listener.set(_recorded(histories, on_result))
+    try:
+        return _results(tuner.fit(), plan.max_epochs, histories)
+    finally:
+        _listener.reset(token)
 
 
 def _space(search: SearchConfig) -> dict[str, Any]:
@@ -208,7 +216,7 @@ def _scheduler(search: SearchConfig, max_epochs: int) -> TrialScheduler:
     )
 
 
-def _results(grid: ResultGrid, max_epochs: int) -> list[TrialResult]:
+def _results(grid: ResultGrid, max_epochs: int, histories: Path) -> list[TrialResult]:
     results = []
     for result in grid:
         last = result.metrics or {}
@@ -220,24 +228,32 @@ def _results(grid: ResultGrid, max_epochs: int) -> list[TrialResult]:
                 trial_id=last.get("trial_id", Path(result.path).name),
                 hyperparameters=dict(result.config),
                 status="failed" if error else "finished" if finished else "stopped",
-                history=_history(result),
+                history=_history(histories, last.get("trial_id", "")),
                 error=error,
             )
         )
     return results
 
 
-def _history(result: Any) -> list[dict[str, float]]:
+def _recorded(directory: Path, on_result: Listener) -> Listener:
+    """Writes each epoch down before it is told: Tune copies its own files only now and then."""
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def listen(trial_id: str, metrics: Metrics) -> None:
+        with (directory / f"{trial_id}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(metrics)) + "\n")
+        on_result(trial_id, metrics)
+
+    return listen
+
+
+def _history(directory: Path, trial_id: str) -> list[dict[str, float]]:
     """Metrics by epoch; an epoch that was run again after a lost worker counts once."""
-    frame = result.metrics_dataframe
-    if frame is None:
+    path = directory / f"{trial_id}.jsonl"
+    if not path.is_file():
         return []
     by_epoch: dict[int, dict[str, float]] = {}
-    for row in frame.to_dict("records"):
-        metrics = {
-            name.removeprefix("metrics/"): float(value)
-            for name, value in row.items()
-            if name.startswith("metrics/") and isinstance(value, int | float)
-        }
-        by_epoch[int(row[_EPOCH])] = metrics
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    for line in path.read_text(encoding="utf-8").splitlines():
+        metrics = json.loads(line)
+        by_epoch[metrics.pop("epoch")] = metrics
+    return [by_epoch[epoch] for epoch in sorted(by_epoch) if by_epoch[epoch]]

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster import capacity
 from cluster.config import GangConfig
+from cluster.interface import SearchPlan
 from trainers import corpus, documents, finetune, pretrain, tasks, tokenizer, tokens
 from trainers.config import CorpusConfig, TaskDataConfig
 from workflows import final
@@ -117,11 +118,13 @@ def tune(context: StageContext) -> Facts:
             threads=worker.cpus,
             use_gpu=bool(worker.gpus),
         ),
-        spec.search,
-        worker,
-        metric=spec.task.metric,
-        max_epochs=spec.max_epochs,
-        slots=capacity.trials_at_once(context.cluster.capacity(), worker, context.searches),
+        SearchPlan(
+            spec.search,
+            worker,
+            metric=spec.task.metric,
+            max_epochs=spec.max_epochs,
+            slots=capacity.trials_at_once(context.cluster.capacity(), worker, context.searches),
+        ),
         directory=directory,
         log=context.log,
         on_result=context.progress.of_trial,

@@ -4,7 +4,7 @@ import pytest
 from toys import ToyTrial, double, fail
 
 from cluster.config import GangConfig, Range, SearchConfig, WorkerConfig
-from cluster.interface import Metrics, TaskFailedError
+from cluster.interface import Metrics, SearchPlan, TaskFailedError
 from cluster.local import LocalCluster
 
 
@@ -39,11 +39,13 @@ def test_search_tries_every_trial_and_survives_the_one_that_raises(tmp_path: Pat
     results = LocalCluster().run_trials(
         ToyTrial,
         {"starts": tmp_path / "starts"},
-        SearchConfig(trials=20, space={"x": [-1, 1, 2], "epochs": 2}),
-        WorkerConfig(),
-        metric="score",
-        max_epochs=2,
-        slots=1,
+        SearchPlan(
+            SearchConfig(trials=20, space={"x": [-1, 1, 2], "epochs": 2}),
+            WorkerConfig(),
+            metric="score",
+            max_epochs=2,
+            slots=1,
+        ),
         directory=tmp_path,
         log=tmp_path / "log",
         on_result=lambda trial, metrics: None,
@@ -65,11 +67,13 @@ def test_samples_stay_in_their_range(tmp_path: Path) -> None:
     results = LocalCluster().run_trials(
         ToyTrial,
         {"starts": tmp_path / "starts"},
-        SearchConfig(trials=50, space=space),
-        WorkerConfig(),
-        metric="score",
-        max_epochs=1,
-        slots=1,
+        SearchPlan(
+            SearchConfig(trials=50, space=space),
+            WorkerConfig(),
+            metric="score",
+            max_epochs=1,
+            slots=1,
+        ),
         directory=tmp_path,
         log=tmp_path / "log",
         on_result=lambda trial, metrics: None,

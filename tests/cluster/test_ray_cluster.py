@@ -1,6 +1,7 @@
 """The cluster protocol on a real local Ray."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from cluster.config import (
     SearchConfig,
     WorkerConfig,
 )
-from cluster.interface import Metrics, TaskFailedError, TrialResult, WorkerLostError
+from cluster.interface import Metrics, SearchPlan, TaskFailedError, TrialResult, WorkerLostError
 from cluster.ray_cluster import RayCluster, connect
 
 pytestmark = pytest.mark.ray
@@ -116,19 +117,15 @@ def test_gang_ends_when_a_rank_raises(cluster: RayCluster, tmp_path: Path) -> No
 
 
 def search(
-    cluster: RayCluster, folder: Path, config: SearchConfig, slots: int = 1
+    cluster: RayCluster, folder: Path, config: SearchConfig, directory: str = "search"
 ) -> tuple[list[TrialResult], list[Metrics], list[str]]:
     reports: list[Metrics] = []
     starts = folder / "starts"
     results = cluster.run_trials(
         ToyTrial,
         {"starts": starts, "marker": folder / "died"},
-        config,
-        ONE,
-        metric="score",
-        max_epochs=4,
-        slots=slots,
-        directory=folder / "search",
+        SearchPlan(config, ONE, metric="score", max_epochs=4, slots=1),
+        directory=folder / directory,
         log=folder / "log",
         on_result=lambda trial, metrics: reports.append(metrics),
     )
@@ -191,10 +188,53 @@ def test_trial_whose_process_dies_goes_on_from_its_last_epoch(
 def test_finished_search_is_not_run_again(cluster: RayCluster, tmp_path: Path) -> None:
     config = SearchConfig(trials=3, space={"x": [1, 2], "epochs": 2})
     first, _, starts = search(cluster, tmp_path, config)
-    second, _, starts_after = search(cluster, tmp_path, config)
+    # As a later attempt does: from a copy, in a folder of its own.
+    shutil.copytree(tmp_path / "search", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "search")
+    second, _, starts_after = search(cluster, tmp_path, config, "copy")
     assert starts_after == starts
     assert sorted(r.trial_id for r in second) == sorted(r.trial_id for r in first)
     assert {r.trial_id: r.history for r in second} == {r.trial_id: r.history for r in first}
+
+
+def test_interrupted_search_goes_on_and_reports_to_its_new_run(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    config = SearchConfig(trials=6, space={"x": Range(uniform=(1.0, 9.0)), "epochs": 3})
+    plan = SearchPlan(config, ONE, metric="score", max_epochs=3, slots=1)
+    shared = {"starts": tmp_path / "starts"}
+    told: list[Metrics] = []
+
+    def run(directory: str, stop_after: int | None) -> list[TrialResult]:
+        told.clear()
+
+        def listen(trial: str, metrics: Metrics) -> None:
+            told.append(metrics)
+            if len(told) == stop_after:
+                raise KeyError("the driver dies")
+
+        return cluster.run_trials(
+            ToyTrial,
+            shared,
+            plan,
+            directory=tmp_path / directory,
+            log=tmp_path / "log",
+            on_result=listen,
+        )
+
+    with pytest.raises(Exception, match="the driver dies"):
+        run("first", stop_after=8)
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    results = run("second", stop_after=None)
+    assert len(results) == 6
+    assert {result.status for result in results} == {"finished"}
+    for result in results:
+        x = result.hyperparameters["x"]
+        assert [epoch["score"] for epoch in result.history] == [x, 2 * x, 3 * x]
+    assert 8 <= len(told) <= 13  # 18 epochs, of which the first run finished 7 or so
+    started = [line.split()[0] for line in (tmp_path / "starts").read_text().splitlines()]
+    assert started.count(started[0]) == 1  # it was finished when the driver died
+    assert len(started) == 7  # the one that was not, twice
 
 
 _FOREIGN = """

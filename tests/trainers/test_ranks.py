@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from worlds import Reports, moved, prepare, run
 
+from trainers.config import ModelConfig
 from trainers.pretrain import PretrainWork
 
 pytestmark = pytest.mark.slow
@@ -99,6 +100,22 @@ def test_every_zero_stage_gives_the_losses_of_one_process(
     assert run_ranks(sharded, tmp_path) == pytest.approx(alone, abs=1e-4)
 
 
+def test_masks_on_two_ranks_are_those_of_one_process(work: PretrainWork, tmp_path: Path) -> None:
+    settings = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    bert = ModelConfig(objective="masked", architecture="bert", config=settings)
+    work = replace(work, model=bert)
+    expected = run(moved(work, tmp_path / "alone"), Reports()).losses
+    found = run_ranks(moved(work, tmp_path / "ranks", zero={"stage": 2}), tmp_path)
+    assert {int(step): loss for step, loss in found.items()} == pytest.approx(expected, abs=1e-4)
+
+
 def test_muon_under_zero_gives_the_losses_of_one_process(
     work: PretrainWork, tmp_path: Path
 ) -> None:
@@ -108,7 +125,7 @@ def test_muon_under_zero_gives_the_losses_of_one_process(
     assert {int(step): loss for step, loss in found.items()} == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize(("stage", "optimizer"), [(1, "muon"), (3, "adamw")])
+@pytest.mark.parametrize(("stage", "optimizer"), [(1, "adamw"), (1, "muon"), (3, "adamw")])
 def test_killed_ranks_go_on_to_the_same_weights(
     work: PretrainWork, tmp_path: Path, stage: int, optimizer: str
 ) -> None:
