@@ -116,14 +116,16 @@ def _trials_chart(trials: Sequence[Mapping[str, Any]], metric: str) -> str:
 def _scores_chart(found: Sequence[Score], metric: str) -> str:
     figure, axes = _chart(f"{metric} on test rows", "")
     worst_first = list(reversed(found))
-    axes.barh(
-        [score.method for score in worst_first],
+    # Points, not bars: a bar that does not begin at zero overstates a difference.
+    axes.errorbar(
         [score.mean for score in worst_first],
+        [score.method for score in worst_first],
         xerr=[score.spread or 0.0 for score in worst_first],
-        height=0.6,
+        fmt="o",
+        capsize=3,
     )
-    lowest = min(score.mean for score in found)
-    axes.set_xlim(left=max(0.0, lowest - 0.1))
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_ylim(-0.5, len(found) - 0.5)
     return _embedded(figure)
 
 
