@@ -76,3 +76,16 @@ def test_in_a_pipe_each_change_is_one_plain_line(tmp_path: Path) -> None:
 
 def test_clock_counts_minutes() -> None:
     assert [clock(None), clock(5), clock(125.9)] == ["", "0:05", "2:05"]
+
+
+def test_in_a_terminal_the_table_is_redrawn(tmp_path: Path) -> None:
+    file = io.StringIO()
+    journal = Journal(tmp_path, "run")
+    console = Console(file=file, width=80, force_terminal=True)
+    with LiveView(console, Tail(tmp_path), ["pretrain", "report"]) as live:
+        journal.append("step", step="pretrain", state="running")
+        live.tick()
+        journal.append("step", step="pretrain", state="failed", cause="no space")
+    last = file.getvalue().rsplit("report", 1)[0]
+    assert "failed" in last
+    assert "no space" in last
