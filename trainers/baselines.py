@@ -11,7 +11,9 @@ from trainers.config import TaskConfig
 from trainers.metrics import score
 from trainers.tasks import Examples
 
-_INVERSE_REGULARISATIONS = (0.3, 1.0, 3.0, 10.0, 30.0)
+_INVERSE_REGULARISATIONS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_WORDS = {"ngram_range": (1, 2)}
+_CHARACTERS = {"analyzer": "char_wb", "ngram_range": (2, 5)}
 
 
 def evaluate(
@@ -27,7 +29,8 @@ def evaluate(
     else:
         predictions = {
             "majority": _majority(train, test),
-            "tf-idf": _tf_idf(task, train, validation, test),
+            "tf-idf": _tf_idf(_WORDS, task, train, validation, test),
+            "tf-idf of characters": _tf_idf(_CHARACTERS, task, train, validation, test),
         }
     return {name: score(task.type, test.labels, found) for name, found in predictions.items()}
 
@@ -37,12 +40,18 @@ def _majority(train: Examples, test: Examples) -> list[str]:
     return [label] * len(test)
 
 
-def _tf_idf(task: TaskConfig, train: Examples, validation: Examples, test: Examples) -> list[str]:
-    """TF-IDF over words and word pairs, logistic regression; its one setting by validation."""
+def _tf_idf(
+    features: dict[str, Any],
+    task: TaskConfig,
+    train: Examples,
+    validation: Examples,
+    test: Examples,
+) -> list[str]:
+    """TF-IDF and logistic regression; its one setting by validation."""
 
     def fitted(inverse_regularisation: float) -> Pipeline:
         pipeline = make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+            TfidfVectorizer(sublinear_tf=True, **features),
             LogisticRegression(C=inverse_regularisation, max_iter=2000),
         )
         return pipeline.fit(train.texts, train.labels)

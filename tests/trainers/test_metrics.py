@@ -39,6 +39,7 @@ def test_tf_idf_beats_the_majority_where_words_tell_the_label() -> None:
     found = evaluate(task("classification", "accuracy"), rows, rows, rows)
     assert found["majority"]["accuracy"] == pytest.approx(9 / 17)
     assert found["tf-idf"]["accuracy"] == 1.0
+    assert found["tf-idf of characters"]["accuracy"] == 1.0
 
 
 def test_dictionary_gives_each_word_its_usual_tag() -> None:
