@@ -15,12 +15,27 @@ from trainers.engine import PlainEngine, Ranks
 ROWS = 4
 
 
-def engine(clipping: float = 0.0, seed: int = 0) -> PlainEngine:
+def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    module = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3))
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def engine(seed: int = 0) -> PlainEngine:
+    module = network(seed)
     optimizer = optim.adamw(module, learning_rate=0.01, weight_decay=0.1, betas=(0.9, 0.95))
+    return PlainEngine(module, optimizer, loss, gradient_clipping=0.0, device=torch.device("cpu"))
+
+
+def descent(clipping: float) -> PlainEngine:
+    """Plain gradient descent: unlike AdamW it shows how large a gradient is."""
+    module = network()
+    groups = [{"params": list(module.parameters()), "scale": 50.0}]
     return PlainEngine(
-        module, optimizer, loss, gradient_clipping=clipping, device=torch.device("cpu")
+        module,
+        torch.optim.SGD(groups, lr=1.0),
+        loss,
+        gradient_clipping=clipping,
+        device=torch.device("cpu"),
     )
 
 
@@ -48,7 +63,7 @@ def run(trained: PlainEngine, steps: range, size: int) -> list[float]:
 @pytest.mark.parametrize("size", [2, 1])
 @pytest.mark.parametrize("clipping", [0.0, 0.1])
 def test_micro_batches_add_up_to_the_whole_batch(size: int, clipping: float) -> None:
-    whole, parts = engine(clipping), engine(clipping)
+    whole, parts = descent(clipping), descent(clipping)
     assert run(parts, range(5), size) == pytest.approx(run(whole, range(5), ROWS), abs=1e-6)
     for name, weight in whole.weights().items():
         torch.testing.assert_close(parts.weights()[name], weight, atol=1e-6, rtol=0)
