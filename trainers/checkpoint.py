@@ -46,8 +46,14 @@ def newest(roots: Iterable[Path]) -> Checkpoint | None:
     """The checkpoint of most steps under `roots` whose every byte is as it was written."""
     found = {path.parent for root in roots for path in root.glob(f"step-*/{MANIFEST}")}
     for directory in sorted(found, key=lambda path: path.name, reverse=True):
-        content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        damaged = manifest.first_damage(directory, content["files"])
+        try:
+            content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+            damaged = manifest.first_damage(directory, content["files"])
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning(
+                "checkpoint %s is not used: its manifest is damaged: %s", directory, error
+            )
+            continue
         if damaged is None:
             return Checkpoint(directory, content["step"], content["state"])
         logger.warning("checkpoint %s is not used: %s", directory, damaged)

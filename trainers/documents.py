@@ -5,9 +5,12 @@ import glob
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
+
+import zstandard
 
 from trainers.config import SourceConfig, TaskDataConfig
 from trainers.errors import DataError
@@ -15,6 +18,7 @@ from trainers.errors import DataError
 Row = dict[str, Any]
 
 _UNLIMITED_FIELD = 2**31 - 1
+_CHUNK_BYTES = 1 << 16
 
 
 def expand(path: str, base: Path) -> list[Path]:
@@ -206,7 +210,7 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
         ) from error
     except LookupError as error:
         raise DataError(f"{path}: unknown encoding {encoding!r}") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{path}: cannot be read after line {number}: {error}") from error
 
 
@@ -224,7 +228,36 @@ def _opened(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return cast("IO[bytes]", gzip.open(path, "rb"))
     if path.suffix == ".zst":
-        import zstandard
-
-        return cast("IO[bytes]", zstandard.open(path, "rb"))
+        return cast("IO[bytes]", io.BufferedReader(_ZstdFile(path)))
     return path.open("rb")
+
+
+class _ZstdFile(io.RawIOBase):
+    """A Zstandard file of one or more frames; zstandard's own reader takes a cut one for whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._plain = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._plain:
+            compressed = self._frame.unused_data if self._frame.eof else b""
+            compressed = compressed or self._file.read(_CHUNK_BYTES)
+            if not compressed and self._frame.eof:
+                return 0
+            if not compressed:
+                raise EOFError("the compressed data end too early")
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._plain = self._frame.decompress(compressed)
+        count = min(len(buffer), len(self._plain))
+        buffer[:count], self._plain = self._plain[:count], self._plain[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -51,7 +51,7 @@ def for_pretraining(
     head = _HEAD_OF_OBJECTIVE[config.objective]
     torch.manual_seed(seed)
     if config.from_:
-        model: PreTrainedModel = head.from_pretrained(str(base / config.from_))
+        model: PreTrainedModel = head.from_pretrained(str(base / config.from_), dtype=torch.float32)
         network = model.config
     else:
         network, model = _new_model(config, tokenizer, sequence_length)
@@ -90,6 +90,7 @@ def for_task(
     """
     settings = dict(network)
     settings.update({name: dropout for name in settings if _is_dropout(name)})
+    settings["dtype"] = "float32"  # a base saved in bf16 would be tuned in bf16
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.manual_seed(seed)
     model: PreTrainedModel = _HEAD_OF_TASK[task].from_config(config)

@@ -170,6 +170,8 @@ def _check_row(row: documents.Row, config: TaskDataConfig, path: Path, number: i
             f"{path}, row {number}: {config.text} and {config.label} must both be lists (token "
             "classification) or neither (classification)"
         )
+    if isinstance(text, list) and None in [*text, *label]:
+        raise DataError(f"{path}, row {number}: a word or label is empty (null)")
     if isinstance(text, list) and len(text) != len(label):
         raise DataError(f"{path}, row {number}: {len(text)} words but {len(label)} labels")
 

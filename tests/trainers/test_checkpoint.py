@@ -21,7 +21,7 @@ def test_newest_checkpoint_of_all_folders_is_found(tmp_path: Path) -> None:
     assert (found.step, found.state) == (10, {"samples": 40})
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "unsealed"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "unsealed", "no JSON"])
 def test_damaged_checkpoint_is_not_used_and_the_one_before_is(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 5)
     file = save(tmp_path, 10) / "state" / "rank0.pt"
@@ -34,6 +34,8 @@ def test_damaged_checkpoint_is_not_used_and_the_one_before_is(tmp_path: Path, da
             file.write_bytes(file.read_bytes()[:-1])
         case "remove":
             file.unlink()
+        case "no JSON":
+            (file.parent.parent / checkpoint.MANIFEST).write_text('{"step": ')
         case "unsealed":
             (file.parent.parent / checkpoint.MANIFEST).unlink()
     found = checkpoint.newest([tmp_path])

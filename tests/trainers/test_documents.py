@@ -192,3 +192,18 @@ def test_labelled_rows_come_from_the_columns_that_are_named(tmp_path: Path, name
     without = data.model_copy(update={"label": "class"})
     with pytest.raises(DataError, match="no column 'class'; it has 'id', 'body', 'kind'"):
         list(documents.rows(without, path))
+
+
+def test_cut_zst_is_refused_and_one_of_several_frames_is_read_whole(tmp_path: Path) -> None:
+    lines = [f"line {number} {number * 7919 % 1000003}" for number in range(50_000)]
+    half = len(lines) // 2
+    frames = [
+        zstandard.compress(("\n".join(p) + "\n").encode()) for p in (lines[:half], lines[half:])
+    ]
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(b"".join(frames))
+    assert read(path) == lines
+    for cut in (1, len(frames[1]) // 2):
+        path.write_bytes(b"".join(frames)[:-cut])
+        with pytest.raises(DataError, match="cannot be read"):
+            read(path)

@@ -110,6 +110,7 @@ def test_rows_that_make_no_task_are_refused(
     [
         ('{"text": ["a", "b"], "label": "x"}', "must both be lists"),
         ('{"text": ["a", "b"], "label": ["x"]}', "2 words but 1 labels"),
+        ('{"text": ["a", null], "label": ["x", "y"]}', "is empty"),
     ],
 )
 def test_row_whose_words_and_labels_do_not_fit_is_named(
