@@ -19,7 +19,6 @@ from trainers.engine import PlainEngine
 from trainers.predict import Prediction, Predictor, probabilities
 from trainers.tasks import Encoded, Examples, collate
 
-_EVALUATION_BATCH_SIZE = 64
 _BATCHES_SORTED_TOGETHER = 20
 _BETAS = (0.9, 0.98)
 _GRADIENT_CLIPPING = 1.0

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -164,11 +163,6 @@ def freeze_backbone(model: PreTrainedModel) -> None:
     """Leave only the head trainable."""
     for parameter in model.base_model.parameters():
         parameter.requires_grad_(False)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Weights of a module, shared ones once. With ZeRO-3, whole sizes, not this rank's."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
 
 
 def reads_left_to_right(network: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from workflows.progress import RunView
 from workflows.runner import State
 from workflows.session import Session
 
-SUCCEEDED, FAILED, USAGE, STOPPED = 0, 1, 2, 4
+FAILED, USAGE, STOPPED = 1, 2, 4
 
 _STORAGE = "./pretune-data"
 _PLANS = {State.REUSED: "REUSE", State.WAITING: "RUN", State.NOT_NEEDED: "NOT NEEDED"}
