@@ -1,0 +1,204 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import WORDS
+from transformers import PreTrainedTokenizerFast
+
+from trainers import model, tokenizer
+from trainers.config import ModelConfig, TokenizerConfig
+from trainers.sizes import MemoryEstimate, memory_per_rank, parameter_count
+
+SEQUENCE_LENGTH = 32
+
+DECODER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "llama": DECODER,
+    "qwen2": {**DECODER, "num_key_value_heads": 4},
+    "qwen3": {**DECODER, "num_key_value_heads": 4, "head_dim": 8},
+    "mistral": {**DECODER, "num_key_value_heads": 4},
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4},
+    "bert": DECODER,
+    "roberta": DECODER,
+}
+ROTARY = ("llama", "qwen2", "qwen3", "mistral")
+
+
+def config_of(architecture: str, settings: dict[str, Any], objective: str = "") -> ModelConfig:
+    usual = "masked" if architecture in ("bert", "roberta") else "causal"
+    return ModelConfig(
+        objective=objective or usual,  # type: ignore[arg-type]
+        architecture=architecture,
+        config=settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerFast:
+    config = TokenizerConfig(train="bpe", vocab_size=300)
+    return tokenizer.build(config, Path(), [" ".join(WORDS[:500])], SEQUENCE_LENGTH)
+
+
+def built_size(config: ModelConfig, words: PreTrainedTokenizerFast) -> int:
+    with torch.device("meta"):
+        built = model.for_pretraining(config, Path(), words, SEQUENCE_LENGTH, seed=0)
+    return sum(parameter.numel() for parameter in built.parameters())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        *((name, {}) for name in SMALL),
+        *((name, {"tie_word_embeddings": tied}) for name in SMALL for tied in (True, False)),
+        *((name, {"num_key_value_heads": 2}) for name in ROTARY),
+        *((name, {"num_key_value_heads": 2, "head_dim": 16}) for name in ROTARY),
+        *((name, {"attention_bias": True, "mlp_bias": True}) for name in ROTARY),
+        *((name, {"max_position_embeddings": 40}) for name in SMALL),
+        ("llama", {"num_key_value_heads": None, "head_dim": None}),
+        ("qwen2", {"num_attention_heads": 5}),
+        ("mistral", {"head_dim": None}),
+        ("gpt2", {"n_inner": 80}),
+        ("gpt2", {"n_inner": None}),
+        ("gpt2", {"hidden_size": 32, "num_hidden_layers": 3}),
+        ("bert", {"type_vocab_size": 1}),
+        ("roberta", {"type_vocab_size": 1}),
+    ],
+)
+def test_count_is_that_of_the_network_that_is_trained(
+    architecture: str, changes: dict[str, Any], words: PreTrainedTokenizerFast
+) -> None:
+    config = config_of(architecture, {**SMALL[architecture], **changes})
+    assert parameter_count(config, len(words), SEQUENCE_LENGTH) == built_size(config, words)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_encoder_with_a_causal_head_is_counted(
+    architecture: str, words: PreTrainedTokenizerFast
+) -> None:
+    config = config_of(architecture, {**DECODER, "is_decoder": True}, "causal")
+    assert parameter_count(config, len(words), SEQUENCE_LENGTH) == built_size(config, words)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "vocab_size", "positions", "expected"),
+    [
+        ("gpt2", {"n_embd": 768, "n_layer": 12}, 50257, 1024, 124_439_808),
+        (
+            "bert",
+            {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+            30522,
+            512,
+            109_514_298,
+        ),
+        (
+            "llama",
+            {
+                "hidden_size": 4096,
+                "intermediate_size": 11008,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+            },
+            32000,
+            4096,
+            6_738_415_616,
+        ),
+        (
+            "mistral",
+            {
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+            },
+            32000,
+            32768,
+            7_241_732_096,
+        ),
+    ],
+)
+def test_published_models_have_their_published_size(
+    architecture: str, settings: dict[str, Any], vocab_size: int, positions: int, expected: int
+) -> None:
+    assert parameter_count(config_of(architecture, settings), vocab_size, positions) == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "missing"),
+    [
+        *((name, size) for name, sizes in SMALL.items() for size in sizes if "head" not in size),
+        *((name, "num_attention_heads") for name in ROTARY),
+        *((name, "num_key_value_heads") for name in ("qwen2", "qwen3", "mistral")),
+        ("qwen3", "head_dim"),
+    ],
+)
+def test_size_left_to_transformers_leaves_the_count_unknown(
+    architecture: str, missing: str
+) -> None:
+    settings = {name: size for name, size in SMALL[architecture].items() if name != missing}
+    assert parameter_count(config_of(architecture, settings), 300, SEQUENCE_LENGTH) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(from_="folder"),
+        config_of("opt", DECODER),
+        config_of("llama", DECODER, "masked"),
+        config_of("gpt2", SMALL["gpt2"], "masked"),
+        config_of("gpt2", {**SMALL["gpt2"], "add_cross_attention": True}),
+        config_of("gpt2", {**SMALL["gpt2"], "n_inner": "80"}),
+        config_of("gpt2", {**SMALL["gpt2"], "hidden_size": 64}),
+        config_of("gpt2", {**SMALL["gpt2"], "n_positions": 64}),
+        config_of("llama", {**DECODER, "hidden_size": "32"}),
+        config_of("llama", {**DECODER, "num_hidden_layers": True}),
+    ],
+    ids=str,
+)
+def test_what_the_file_does_not_tell_is_unknown(config: ModelConfig) -> None:
+    assert parameter_count(config, 300, SEQUENCE_LENGTH) is None
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_memory_is_that_of_the_papers_first_figure(stage: int, gigabytes: float) -> None:
+    """arXiv:1910.02054, figure 1: 7.5 B parameters, 64 ranks, mixed precision."""
+    memory = memory_per_rank(7_500_000_000, stage=stage, ranks=64, precision="bf16")
+    assert round(memory.total / 1e9, 1) == gigabytes
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "gigabytes"),
+    [(1, 1, 120), (1, 4, 52.5), (1, 16, 35.6), (2, 4, 41.3), (2, 256, 15.4), (3, 16, 7.5)],
+)
+def test_memory_is_that_of_the_papers_first_table(stage: int, ranks: int, gigabytes: float) -> None:
+    memory = memory_per_rank(7_500_000_000, stage=stage, ranks=ranks, precision="bf16")
+    assert memory.total / 1e9 == pytest.approx(gigabytes, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (0, MemoryEstimate(weights=4004, gradients=4004, optimizer=8008)),
+        (1, MemoryEstimate(weights=4004, gradients=4004, optimizer=2670)),
+        (2, MemoryEstimate(weights=4004, gradients=1335, optimizer=2670)),
+        (3, MemoryEstimate(weights=1335, gradients=1335, optimizer=2670)),
+    ],
+)
+def test_fp32_needs_no_second_copy_of_the_weights(stage: int, expected: MemoryEstimate) -> None:
+    assert memory_per_rank(1001, stage=stage, ranks=3, precision="fp32") == expected
+
+
+def test_sizes_load_no_heavy_library() -> None:
+    code = "import sys, trainers.sizes; print({'torch', 'transformers'} & set(sys.modules))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "set()"
