@@ -6,10 +6,15 @@ from typing import Any, Literal
 
 from trainers.config import ModelConfig
 
+Precision = Literal["fp32", "bf16"]
+
 _ROTARY_DECODERS = ("llama", "qwen2", "qwen3", "mistral")
 _ENCODERS = ("bert", "roberta")
 
-_BYTES_OF_PRECISION = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
+_BYTES_OF_PRECISION: Mapping[Precision, tuple[int, int, int]] = {
+    "fp32": (4, 4, 8),
+    "bf16": (2, 2, 12),
+}
 """Of one parameter: weight, gradient and Adam's state, with bf16 the weight in fp32 too."""
 
 
@@ -17,7 +22,8 @@ _BYTES_OF_PRECISION = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
 class MemoryEstimate:
     """Bytes of the model states on one rank.
 
-    Activations, buffers of communication and what the libraries take come on top.
+    Activations, buffers of communication and what the libraries take come on top; in fp32 also
+    the copy of its share of the weights that DeepSpeed's stages 1 and 2 keep (0.19.8).
     """
 
     weights: int
@@ -31,7 +37,7 @@ class MemoryEstimate:
 
 
 def memory_per_rank(
-    parameters: int, *, stage: int, ranks: int, precision: Literal["fp32", "bf16"]
+    parameters: int, *, stage: int, ranks: int, precision: Precision
 ) -> MemoryEstimate:
     """Model states with Adam; what a ZeRO stage shards is shared evenly by the ranks.
 

@@ -1,0 +1,166 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import ClusterConfig
+from trainers.config import SplitConfig, TaskConfig, TaskDataConfig
+from trainers.sizes import memory_per_rank
+from workflows.config import ControlsConfig, FinalConfig, load_config
+from workflows.needs import describe, needs
+from workflows.outside import OutsideData
+from workflows.pipeline import STAGE_VERSIONS, FinalSpec, PretrainSpec, build_steps
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo.yaml"
+
+CONFIG: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+PARAMETERS = 2 * 512 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+PRETRAIN: dict[str, Any] = {
+    "sequence_length": 64,
+    "tokens": 5200,
+    "global_batch_tokens": 256,
+    "learning_rate": 1e-3,
+}
+
+
+def pretrain_spec(model: dict[str, Any] | None = None, **changes: Any) -> PretrainSpec:
+    network = model or {"architecture": "llama", "config": CONFIG}
+    return PretrainSpec.model_validate({"model": network, "pretrain": PRETRAIN | changes})
+
+
+def cluster(**sections: Any) -> ClusterConfig:
+    return ClusterConfig.model_validate(sections)
+
+
+def final_spec(top: int, seeds: int, *, rates: list[float] | None) -> FinalSpec:
+    controls = ControlsConfig(scratch=True, scratch_learning_rates=rates) if rates else {}
+    split = SplitConfig(test=0.2, validation=0.2)
+    return FinalSpec(
+        task=TaskConfig(
+            type="classification",
+            data=TaskDataConfig(path="rows.csv", format="csv", split=split),
+            metric="accuracy",
+        ),
+        final=FinalConfig(top=top, seeds=seeds),
+        controls=ControlsConfig.model_validate(controls),
+    )
+
+
+def test_pretraining_needs_its_gang_and_tells_its_work() -> None:
+    found = needs("pretrain", pretrain_spec(), cluster(pretrain={"workers": 2}), vocab_size=512)
+    memory = memory_per_rank(PARAMETERS, stage=1, ranks=2, precision="fp32")
+    assert found == {
+        "workers": 2,
+        "cpus": 1,
+        "gpus": 0.0,
+        "precision": "fp32",
+        "parameters": PARAMETERS,
+        "memory_per_rank_bytes": memory.total,
+        "optimizer_steps": 20,
+        "sequences": 80,
+        "tokens": 5120,
+    }
+
+
+@pytest.mark.parametrize(
+    ("precision", "gpus", "expected"),
+    [
+        ("auto", 0, "fp32"),
+        ("auto", 1, "bf16"),
+        ("auto", 0.5, "bf16"),
+        ("fp32", 1, "fp32"),
+        ("bf16", 0, "bf16"),
+    ],
+)
+def test_memory_is_of_the_precision_that_training_will_choose(
+    precision: Any, gpus: float, expected: Any
+) -> None:
+    execution = cluster(pretrain={"workers": 4, "gpus": gpus})
+    spec = pretrain_spec(precision=precision, zero={"stage": 3})
+    found = needs("pretrain", spec, execution, vocab_size=512)
+    memory = memory_per_rank(PARAMETERS, stage=3, ranks=4, precision=expected)
+    assert (found["precision"], found["memory_per_rank_bytes"]) == (expected, memory.total)
+
+
+@pytest.mark.parametrize(
+    ("model", "vocab_size"),
+    [(None, None), ({"from": "folder"}, 512), ({"architecture": "opt", "config": CONFIG}, 512)],
+)
+def test_size_that_is_not_known_is_left_out(
+    model: dict[str, Any] | None, vocab_size: int | None
+) -> None:
+    found = needs("pretrain", pretrain_spec(model), cluster(), vocab_size=vocab_size)
+    assert not {"parameters", "memory_per_rank_bytes"} & set(found)
+    assert describe(found) == "1 worker x 1 CPU, 20 steps, 5.1 K tokens"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (final_spec(1, 1, rates=None), 1),
+        (final_spec(2, 3, rates=None), 6),
+        (final_spec(1, 1, rates=[1.0]), 2),
+        (final_spec(1, 3, rates=[0.5, 1.0, 2.0]), 3 + 3 + 2),
+    ],
+)
+def test_final_counts_the_best_with_each_seed_and_the_control(
+    spec: FinalSpec, expected: int
+) -> None:
+    found = needs("final", spec, cluster(trials={"cpus": 2}), vocab_size=None)
+    assert found == {"trainings": expected, "cpus": 2, "gpus": 0.0}
+
+
+def test_every_step_of_the_demo_is_described() -> None:
+    config = load_config(DEMO)
+    nothing = OutsideData(corpus={}, tokenizer={}, model={}, tasks={t: {} for t in config.tasks})
+    vocab_size = config.tokenizer.vocab_size
+    steps = build_steps(config, nothing)
+    found = {s.name: needs(s.kind, s.spec, config.cluster, vocab_size=vocab_size) for s in steps}
+    assert {step.kind for step in steps} == set(STAGE_VERSIONS)
+    assert found["sentiment.tune"] == {"trials": 6, "max_epochs": 4, "cpus": 1, "gpus": 0.0}
+    assert {name: told for name in found if (told := describe(found[name]))} == {
+        "tokens": "sequences of 64 tokens",
+        "pretrain": ("2 workers x 1 CPU, 1.0 M parameters, 12 MB a rank, 781 steps, 1.6 M tokens"),
+        "sentiment.tune": "6 trials x 1 CPU, at most 4 epochs each",
+        "sentiment.final": "8 trainings x 1 CPU",
+        "entities.tune": "6 trials x 1 CPU, at most 4 epochs each",
+        "entities.final": "2 trainings x 1 CPU",
+    }
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({}, ""),
+        ({"workers": 1, "cpus": 4, "gpus": 1.0}, "1 worker x 4 CPUs and 1 GPU"),
+        ({"trials": 1200, "cpus": 1, "gpus": 0.5}, "1,200 trials x 1 CPU and 0.5 GPU"),
+        ({"optimizer_steps": 1}, "1 step"),
+        ({"optimizer_steps": 1_234_567}, "1,234,567 steps"),
+        ({"parameters": 999}, "999 parameters"),
+        ({"parameters": 1_340_000}, "1.3 M parameters"),
+        ({"parameters": 9_960_000}, "10 M parameters"),
+        ({"parameters": 999_600}, "1.0 M parameters"),
+        ({"parameters": 7_500_000_000}, "7.5 B parameters"),
+        ({"memory_per_rank_bytes": 640}, "640 B a rank"),
+        ({"memory_per_rank_bytes": 21_400_000}, "21 MB a rank"),
+        ({"tokens": 3 * 10**15}, "3000 T tokens"),
+    ],
+)
+def test_description_is_short_and_rounded(facts: dict[str, Any], expected: str) -> None:
+    assert describe(facts) == expected
+
+
+def test_needs_load_no_heavy_library() -> None:
+    heavy = "{'ray', 'torch', 'transformers', 'deepspeed', 'sklearn'}"
+    code = f"import sys, workflows.needs; print({heavy} & set(sys.modules))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "set()"

@@ -1,0 +1,124 @@
+"""What a step will need and how much it will do, known before anything runs. Pure."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cluster.config import ClusterConfig, WorkerConfig
+from trainers.config import PretrainConfig, Schema
+from trainers.sizes import Precision, memory_per_rank, parameter_count
+from workflows.pipeline import FinalSpec, PretrainSpec, TokensSpec, TuneSpec
+
+Needs = dict[str, int | float | str]
+"""Facts by name, for machines; `describe` is for people. What is not known is left out."""
+
+_THOUSANDS = ("", "K", "M", "B", "T")
+_BYTES = ("B", "kB", "MB", "GB", "TB")
+
+
+def needs(kind: str, spec: Schema, execution: ClusterConfig, *, vocab_size: int | None) -> Needs:
+    """What a step of this kind needs; empty where there is nothing to tell.
+
+    `cpus` and `gpus` are of one worker, trial or training. `trials`, `max_epochs` (of one trial)
+    and `trainings` are the most there can be: a search may stop trials early and finish fewer
+    than `final.top`. `memory_per_rank_bytes` is of the model states alone.
+
+    Args:
+        kind: which stage computes the step.
+        spec: of the step.
+        execution: where it runs.
+        vocab_size: tokens of the tokenizer; None where only the tokenizer's folder tells. One
+            trained on little text learns fewer than it was asked for.
+    """
+    match kind:
+        case "tokens":
+            assert isinstance(spec, TokensSpec)
+            return {"sequence_length": spec.sequence_length}
+        case "pretrain":
+            assert isinstance(spec, PretrainSpec)
+            return _of_pretraining(spec, execution, vocab_size)
+        case "tune":
+            assert isinstance(spec, TuneSpec)
+            search: Needs = {"trials": spec.search.trials, "max_epochs": spec.max_epochs}
+            return search | _of_process(execution.trials)
+        case "final":
+            assert isinstance(spec, FinalSpec)
+            return {"trainings": _trainings(spec)} | _of_process(execution.trials)
+    return {}
+
+
+def describe(needs: Mapping[str, Any]) -> str:
+    """One line for people, for example `2 workers x 1 CPU, 1.3 M parameters, 21 MB a rank`."""
+    each = " and ".join(
+        _counted(needs[name], noun)
+        for name, noun in (("cpus", "CPU"), ("gpus", "GPU"))
+        if needs.get(name)
+    )
+    told: Mapping[str, Callable[[Any], str]] = {
+        "workers": lambda number: f"{_counted(number, 'worker')} x {each}",
+        "trials": lambda number: f"{_counted(number, 'trial')} x {each}",
+        "max_epochs": lambda number: f"at most {_counted(number, 'epoch')} each",
+        "trainings": lambda number: f"{_counted(number, 'training')} x {each}",
+        "parameters": lambda number: f"{_rounded(number, _THOUSANDS)} parameters",
+        "memory_per_rank_bytes": lambda number: f"{_rounded(number, _BYTES)} a rank",
+        "optimizer_steps": lambda number: _counted(number, "step"),
+        "tokens": lambda number: f"{_rounded(number, _THOUSANDS)} tokens",
+        "sequence_length": lambda number: f"sequences of {_counted(number, 'token')}",
+    }
+    return ", ".join(tell(needs[name]) for name, tell in told.items() if name in needs)
+
+
+def _of_pretraining(spec: PretrainSpec, execution: ClusterConfig, vocab_size: int | None) -> Needs:
+    config, gang = spec.pretrain, execution.pretrain
+    precision = _precision(config, gang)
+    found: Needs = {
+        "workers": gang.workers,
+        **_of_process(gang),
+        "precision": precision,
+        "optimizer_steps": config.total_steps,
+        "sequences": config.total_steps * config.global_batch_size,
+        "tokens": config.total_steps * config.global_batch_tokens,
+    }
+    parameters = (
+        parameter_count(spec.model, vocab_size, config.sequence_length) if vocab_size else None
+    )
+    if parameters is not None:
+        # Muon counts as Adam: of its one moment DeepSpeed's stages 1 and 2 keep two copies.
+        memory = memory_per_rank(
+            parameters, stage=config.zero.stage, ranks=gang.workers, precision=precision
+        )
+        found |= {"parameters": parameters, "memory_per_rank_bytes": memory.total}
+    return found
+
+
+def _precision(config: PretrainConfig, worker: WorkerConfig) -> Precision:
+    """`auto` counts as bf16 on any GPU; the accelerator itself is asked when training begins."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if worker.gpus else "fp32"
+
+
+def _of_process(worker: WorkerConfig) -> Needs:
+    return {"cpus": worker.cpus, "gpus": worker.gpus}
+
+
+def _trainings(spec: FinalSpec) -> int:
+    """Of the best trials with each seed, and of the control: first each learning rate with one
+    seed, then the best of them with the others.
+    """
+    pretrained = spec.final.top * spec.final.seeds
+    if not spec.controls.scratch:
+        return pretrained
+    return pretrained + len(spec.controls.scratch_learning_rates) + spec.final.seeds - 1
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:,.12g} {noun}{'s' if number > 1 else ''}"
+
+
+def _rounded(number: float, units: tuple[str, ...]) -> str:
+    """To the nearest tenth below ten, to the nearest whole above, in the unit that suits."""
+    power = 0
+    while number >= 999.5 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    digits = 1 if power and number < 9.95 else 0
+    return f"{number:.{digits}f} {units[power]}".rstrip()
