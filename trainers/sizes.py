@@ -64,7 +64,7 @@ def parameter_count(model: ModelConfig, vocab_size: int, max_positions: int) -> 
 
     Returns:
         None where the section does not tell: an existing checkpoint, another family, a size left
-        to `transformers`, a size stated twice, cross attention.
+        to `transformers` or stated twice and differently, cross attention.
     """
     settings = {"max_position_embeddings": max_positions, **model.config}
     if settings.get("add_cross_attention"):
