@@ -1,5 +1,6 @@
 """What was found in a file, kept between plans for as long as the file does not change."""
 
+import hashlib
 import json
 import logging
 import os
@@ -25,11 +26,11 @@ _UNUSABLE = (sqlite3.Error, OSError, RuntimeError, ValueError)
 _TABLE = """
 CREATE TABLE IF NOT EXISTS findings (
     path BLOB, question TEXT, state TEXT NOT NULL, sha256 TEXT NOT NULL, columns TEXT NOT NULL,
-    stored_at_s INTEGER NOT NULL, PRIMARY KEY (path, question)
+    seal TEXT NOT NULL, stored_at_s INTEGER NOT NULL, PRIMARY KEY (path, question)
 ) WITHOUT ROWID
 """
-_FIND = "SELECT sha256, columns FROM findings WHERE path = ? AND question = ? AND state = ?"
-_STORE = "INSERT OR REPLACE INTO findings VALUES (?, ?, ?, ?, ?, ?)"
+_FIND = "SELECT sha256, columns, seal FROM findings WHERE path = ? AND question = ? AND state = ?"
+_STORE = "INSERT OR REPLACE INTO findings VALUES (?, ?, ?, ?, ?, ?, ?)"
 _FORGET = "DELETE FROM findings WHERE stored_at_s < ?"
 
 
@@ -59,7 +60,7 @@ class DigestCache:
         """Open the cache; `path` None is the one of the user."""
         self._path: Path | str = path or "of digests"
         self._now_ns = now_ns
-        self._new: list[tuple[bytes, str, str, str, str, int]] = []
+        self._new: list[tuple[bytes, str, str, str, str, str, int]] = []
         self._database: sqlite3.Connection | None = None
         with self._given_up_on_error():
             self._path = path or cache_folder() / _FILE
@@ -99,15 +100,17 @@ class DigestCache:
         key, state = os.fsencode(file.absolute()), _state(before)
         with self._given_up_on_error():
             row = self._database.execute(_FIND, (key, question, state)).fetchone()
-            if row is not None:
-                return _finding(*row)
+            # SQLite notices damage to its structure, not to what it stores.
+            if row is not None and row[2] == _seal(key, question, state, *row[:2]):
+                names = json.loads(row[1])
+                return Finding(row[0], None if names is None else tuple(names))
         now_ns = self._now_ns()
         found = look()
         after = _stat(file)
         is_settled = now_ns - max(before.st_mtime_ns, before.st_ctime_ns) >= _SETTLED_AFTER_NS
         if is_settled and after is not None and _state(after) == state:
-            columns = json.dumps(found.columns)
-            self._new.append((key, question, state, found.sha256, columns, now_ns // 10**9))
+            entry = (key, question, state, found.sha256, json.dumps(found.columns))
+            self._new.append((*entry, _seal(*entry), now_ns // 10**9))
         return found
 
     def _save(self) -> None:
@@ -137,9 +140,8 @@ class DigestCache:
         self._database = None
 
 
-def _finding(sha256: str, columns: str) -> Finding:
-    names = json.loads(columns)
-    return Finding(sha256, None if names is None else tuple(names))
+def _seal(*entry: object) -> str:
+    return hashlib.sha256(repr(entry).encode()).hexdigest()
 
 
 def _stat(file: Path) -> os.stat_result | None:

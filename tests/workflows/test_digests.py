@@ -205,6 +205,24 @@ def test_damaged_cache_costs_only_time(
     assert str(cache) in warnings(caplog)[0]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"text", b"test"),
+        (hashlib.sha256(b"text,label\nfine,good\n").hexdigest().encode(), b"0" * 64),
+    ],
+)
+def test_damage_that_sqlite_does_not_see_is_seen_and_mended(
+    cache: Path, file: Path, old: bytes, new: bytes
+) -> None:
+    remember(cache, file)
+    whole = cache.read_bytes()
+    start = whole.rindex(old)  # behind the table's definition
+    cache.write_bytes(whole[:start] + new + whole[start + len(old) :])
+    assert is_read_again(cache, file)
+    assert not is_read_again(cache, file)
+
+
 def test_cache_cut_to_nothing_is_an_empty_one(cache: Path, file: Path) -> None:
     remember(cache, file)
     cache.write_bytes(b"")
