@@ -1,6 +1,7 @@
 """Small real pipelines: text from the standard library, models under 100,000 parameters."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -110,6 +111,14 @@ def tiny_pipeline(folder: Path) -> dict[str, Any]:
         },
         "cluster": {"pretrain": {"workers": 2}, "retry": {"delay_s": 0.1}},
     }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no process a test starts, writes into the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRETUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

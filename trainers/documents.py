@@ -1,5 +1,6 @@
 """Rows and texts out of files, one at a time, whatever the format."""
 
+import codecs
 import csv
 import glob
 import gzip
@@ -85,6 +86,17 @@ def columns(path: Path, source_format: str, encoding: str) -> list[str] | None:
     return list(first[1]) if first else []
 
 
+def codec(encoding: str) -> str:
+    """The codec that reads an encoding: a byte-order mark before UTF-8 is no part of the text.
+
+    Spreadsheets write one; it would stand in the first column's name.
+
+    Raises:
+        LookupError: there is no such encoding.
+    """
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
 def _column(path: Path, source_format: str, column: str, encoding: str) -> Iterator[str]:
     for number, row in _records(path, source_format, encoding):
         yield str(_field(row, column, path, number))
@@ -150,11 +162,16 @@ def _parquet_file(path: Path) -> Any:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    import pyarrow as pa
+
     number = 0
-    for batch in _parquet_file(path).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    try:
+        for batch in _parquet_file(path).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read after row {number}: {error}") from error
 
 
 def _dataset_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -198,7 +215,7 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
     try:
         with _opened(path) as binary:
             # `newline=""` keeps line ends inside quoted CSV fields as they are.
-            for line in io.TextIOWrapper(binary, encoding=encoding, newline=""):
+            for line in io.TextIOWrapper(binary, encoding=codec(encoding), newline=""):
                 number += 1
                 yield number, line
     except UnicodeDecodeError as error:

@@ -2,7 +2,7 @@
 
 import codecs
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,10 @@ from trainers import documents, manifest
 from trainers.config import SourceConfig, TaskDataConfig
 from trainers.errors import DataError
 from workflows.config import ConfigError, PipelineConfig
+from workflows.digests import DigestCache, Finding
 
+# Raise when a file that was found fine before might not be found so now, or with other columns.
+_CHECKS_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 _COMPRESSED = {".gz", ".zst"}
 _BINARY_FORMATS = {"parquet", "dataset"}
@@ -32,63 +35,76 @@ class OutsideData:
 def inspect(config: PipelineConfig, base: Path) -> OutsideData:
     """Find, check and digest all files the pipeline names.
 
-    Reads every byte once: digests are part of the steps' identities.
+    Reads every byte once, for digests are part of the steps' identities; a file that did not
+    change since an earlier plan is not opened.
 
     Raises:
         ConfigError: a file is missing, empty, unreadable, wrongly encoded, or lacks a column.
     """
     try:
-        corpus = [_source(source, base) for source in config.corpus.sources]
-        return OutsideData(
-            corpus={path: digest for digests in corpus for path, digest in digests.items()},
-            tokenizer=_folder(config.tokenizer.from_, "tokenizer.json", base),
-            model=_folder(config.model.from_, "config.json", base),
-            tasks={name: _task(task.data, base) for name, task in config.tasks.items()},
-        )
+        with DigestCache() as cache:
+            corpus = [_source(source, base, cache) for source in config.corpus.sources]
+            return OutsideData(
+                corpus={path: digest for digests in corpus for path, digest in digests.items()},
+                tokenizer=_folder(config.tokenizer.from_, "tokenizer.json", base, cache),
+                model=_folder(config.model.from_, "config.json", base, cache),
+                tasks={name: _task(task.data, base, cache) for name, task in config.tasks.items()},
+            )
     except DataError as error:
         raise ConfigError(str(error)) from error
 
 
-def _source(source: SourceConfig, base: Path) -> Digests:
+def _source(source: SourceConfig, base: Path, cache: DigestCache) -> Digests:
     files = documents.expand(source.path, base)
     if source.format == "dataset":
-        return {str(folder): _digest_of_folder(folder) for folder in files}
-    digests = {str(file): _checked(file, source.format, source.encoding) for file in files}
+        return {str(folder): _digest_of_folder(folder, cache) for folder in files}
+    digests = {}
     for file in files:
-        found = documents.columns(file, source.format, source.encoding)
-        if found is not None:
-            _require_column(source.text, found, file, "text")
+        finding = _finding(file, source.format, source.encoding, cache)
+        if finding.columns is not None:
+            _require_column(source.text, finding.columns, file, "text")
+        digests[str(file)] = finding.sha256
     return digests
 
 
-def _task(data: TaskDataConfig, base: Path) -> Digests:
+def _task(data: TaskDataConfig, base: Path, cache: DigestCache) -> Digests:
     files = documents.expand(data.path, base)
     if len(files) != 1:
         raise DataError(f"{base / data.path}: {len(files)} files match; a task's data is one file")
     file = files[0]
-    digest = _checked(file, data.format, data.encoding)
-    found = documents.columns(file, data.format, data.encoding)
-    if found is not None:
-        _require_column(data.text, found, file, "text")
-        _require_column(data.label, found, file, "label")
-    return {str(file): digest}
+    finding = _finding(file, data.format, data.encoding, cache)
+    if finding.columns is not None:
+        _require_column(data.text, finding.columns, file, "text")
+        _require_column(data.label, finding.columns, file, "label")
+    return {str(file): finding.sha256}
 
 
-def _folder(path: str | None, marker: str, base: Path) -> Digests:
+def _folder(path: str | None, marker: str, base: Path, cache: DigestCache) -> Digests:
     if path is None:
         return {}
     folder = base / path
     if not (folder / marker).is_file():
         raise DataError(f"{folder}: no {marker} there; give a folder saved by save_pretrained")
-    return {str(folder): _digest_of_folder(folder)}
+    return {str(folder): _digest_of_folder(folder, cache)}
 
 
-def _require_column(column: str, found: Iterable[str], file: Path, key: str) -> None:
-    names = list(found)
-    if column not in names:
+def _require_column(column: str, found: Sequence[str], file: Path, key: str) -> None:
+    if column not in found:
         raise DataError(
-            f"{file}: no column {column!r}; set {key} to one of {', '.join(map(repr, names))}"
+            f"{file}: no column {column!r}; set {key} to one of {', '.join(map(repr, found))}"
         )
+
+
+def _finding(file: Path, data_format: str, encoding: str, cache: DigestCache) -> Finding:
+    """What is in a file, from the cache or by reading it."""
+
+    def look() -> Finding:
+        sha256 = _checked(file, data_format, encoding)
+        columns = documents.columns(file, data_format, encoding)
+        return Finding(sha256, None if columns is None else tuple(columns))
+
+    question = f"{_CHECKS_VERSION} {data_format} {encoding}"
+    return cache.finding(file, question, look)
 
 
 def _checked(file: Path, data_format: str, encoding: str) -> str:
@@ -104,13 +120,13 @@ def _checked(file: Path, data_format: str, encoding: str) -> str:
 def _text_digest(file: Path, encoding: str) -> str:
     """SHA-256 of a text file, decoded on the way so that a wrong encoding is found now."""
     try:
-        decoder = codecs.getincrementaldecoder(encoding)()
+        decoder = codecs.getincrementaldecoder(documents.codec(encoding))()
     except LookupError as error:
         raise DataError(f"{file}: unknown encoding {encoding!r}") from error
     digest, line, is_empty = hashlib.sha256(), 1, True
     for chunk in _chunks(file):
         try:
-            decoder.decode(chunk, final=not chunk)
+            text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             # `error.object` may begin with bytes kept from the chunk before, never a newline.
             line += error.object[: error.start].count(b"\n")
@@ -120,7 +136,7 @@ def _text_digest(file: Path, encoding: str) -> str:
             ) from error
         digest.update(chunk)
         line += chunk.count(b"\n")
-        is_empty = is_empty and not chunk.strip()
+        is_empty = is_empty and not text.strip()
     if is_empty:
         raise DataError(f"{file}: there is no text in it")
     return digest.hexdigest()
@@ -134,11 +150,14 @@ def _chunks(file: Path) -> Iterator[bytes]:
     yield b""
 
 
-def _digest_of_folder(folder: Path) -> str:
+def _digest_of_folder(folder: Path, cache: DigestCache) -> str:
     """One SHA-256 over the names and digests of a folder's files."""
     if not folder.is_dir():
         raise DataError(f"{folder}: is no folder")
     digest = hashlib.sha256()
-    for name, facts in manifest.describe(folder).items():
-        digest.update(f"{name}\0{facts['sha256']}\0".encode())
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            found = _finding(path, "dataset", "utf-8", cache)
+            digest.update(f"{name}\0{found.sha256}\0".encode())
     return digest.hexdigest()

@@ -207,3 +207,59 @@ def test_cut_zst_is_refused_and_one_of_several_frames_is_read_whole(tmp_path: Pa
         path.write_bytes(b"".join(frames)[:-cut])
         with pytest.raises(DataError, match="cannot be read"):
             read(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF8", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\nfine,good\n"),
+        ("a.csv", '"text","label"\nfine,good\n'),
+        ("a.jsonl", '{"text": "fine", "label": "good"}\n'),
+    ],
+)
+def test_byte_order_mark_is_no_text(
+    tmp_path: Path, name: str, content: str, suffix: str, encoding: str
+) -> None:
+    path = tmp_path / f"{name}{suffix}"
+    binary = b"\xef\xbb\xbf" + content.encode()
+    path.write_bytes(gzip.compress(binary) if suffix else binary)
+    split = SplitConfig(test=0.2, validation=0.2)
+    data = TaskDataConfig(path=path.name, encoding=encoding, split=split)  # type: ignore[call-arg]
+    assert documents.columns(path, data.format, encoding) == ["text", "label"]
+    assert list(documents.rows(data, path)) == [{"text": "fine", "label": "good"}]
+    assert read(path, encoding=encoding) == ["fine"]
+
+
+def test_byte_order_mark_is_no_part_of_lines_and_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffRome\tplace\n\ufeffinside\tkept\n".encode())
+    assert read(path) == ["Rome\tplace", "\ufeffinside\tkept"]
+    (sentence,) = documents.rows(task_data(path), path)
+    assert sentence["text"] == ["Rome", "\ufeffinside"]
+
+
+@pytest.mark.parametrize("damage", ["page", "cut", "text"])
+def test_parquet_damaged_behind_its_footer_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [f"text {number * 7919 % 100003}" for number in range(5000)]
+    if damage == "text":
+        column = pa.array([b"fine"] * 3000 + [b"caf\xe9"])
+        table = pa.table({"text": pa.Array.from_buffers(pa.string(), 3001, column.buffers())})
+        pyarrow.parquet.write_table(table, path)
+    else:
+        pyarrow.parquet.write_table(
+            pa.table({"text": texts}), path, row_group_size=2500, use_dictionary=False
+        )
+        second = pyarrow.parquet.ParquetFile(path).metadata.row_group(1).column(0)
+        content = bytearray(path.read_bytes())
+        start, size = second.data_page_offset, second.total_compressed_size
+        if damage == "page":
+            content[start : start + size] = b"\xff" * size
+        else:
+            del content[start + 10 : start + size]
+        path.write_bytes(bytes(content))
+    assert documents.columns(path, "parquet", "utf-8") == ["text"]
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read after row \d+: "):
+        read(path)

@@ -1,9 +1,17 @@
+import gzip
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
-from conftest import write_pipeline
+from conftest import write_classification, write_pipeline
 
+from trainers import documents
 from workflows.config import ConfigError, load_config
 from workflows.outside import OutsideData, inspect
 
@@ -77,4 +85,127 @@ def test_text_that_ends_within_a_character_is_found(
 def test_folder_without_a_tokenizer_is_refused(tmp_path: Path, pipeline: dict[str, Any]) -> None:
     pipeline["tokenizer"] = {"from": "nothing"}
     with pytest.raises(ConfigError, match=r"no tokenizer\.json there"):
+        look(tmp_path, pipeline)
+
+
+OPENED: list[str] | None = None
+"""Paths of files that Python opened while somebody counts them."""
+
+
+def note_opening(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and OPENED is not None and isinstance(arguments[0], str):
+        OPENED.append(arguments[0])
+
+
+sys.addaudithook(note_opening)
+
+
+@contextmanager
+def opened_files(folder: Path) -> Iterator[list[str]]:
+    """The data files below a folder that are opened inside, by Python or for Parquet."""
+    global OPENED  # an audit hook cannot be taken away
+    OPENED, found = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        whole = documents._parquet_file
+        patch.setattr(documents, "_parquet_file", lambda path: found.append(path) or whole(path))
+        yield found
+    below = [path for path in OPENED if path.startswith(f"{folder}/")]
+    found += [path for path in below if not path.endswith("pipeline.yaml")]
+    OPENED = None
+
+
+def write_many_sources(folder: Path, pipeline: dict[str, Any]) -> list[Path]:
+    """10,000 files of every format and a tokenizer's folder, all in the pipeline."""
+    (folder / "many").mkdir()
+    for number in range(10_000):
+        (folder / "many" / f"{number:05d}.txt").write_text(f"document {number}")
+    (folder / "a.jsonl").write_text('{"text": "one"}\n')
+    (folder / "b.csv").write_text("id,text\n1,one\n")
+    (folder / "c.txt.gz").write_bytes(gzip.compress(b"one"))
+    pyarrow.parquet.write_table(pa.table({"text": ["one"]}), folder / "d.parquet")
+    for name in ("saved", "tokenizer"):
+        (folder / name / "deep").mkdir(parents=True)
+        (folder / name / "deep" / "part").write_bytes(b"\xff\x00")
+        (folder / name / "tokenizer.json").write_text("{}")
+    paths = ["many/*.txt", "a.jsonl", "b.csv", "c.txt.gz", "d.parquet"]
+    pipeline["corpus"]["sources"] = [
+        *({"path": path} for path in paths),
+        {"path": "saved", "format": "dataset"},
+    ]
+    pipeline["tokenizer"] = {"from": "tokenizer"}
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_second_plan_of_10000_unchanged_files_opens_none(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    files = write_many_sources(tmp_path, pipeline)
+    time.sleep(2.1)  # what changed in the last two seconds is not remembered
+    with opened_files(tmp_path) as opened:
+        first = look(tmp_path, pipeline)
+    unused = {"corpus.txt", "pipeline.yaml"}
+    assert {str(path) for path in opened} == {str(p) for p in files if p.name not in unused}
+    with opened_files(tmp_path) as opened:
+        assert look(tmp_path, pipeline) == first
+    assert opened == []
+
+    changed = tmp_path / "many" / "07000.txt"
+    changed.write_text("document 7OOO")
+    part = tmp_path / "tokenizer" / "deep" / "part"
+    part.write_bytes(b"\xff\x01")
+    with opened_files(tmp_path) as opened:
+        second = look(tmp_path, pipeline)
+    assert opened == [str(changed), str(part)]
+    assert {path for path in first.corpus if first.corpus[path] != second.corpus[path]} == {
+        str(changed)
+    }
+    assert first.tokenizer != second.tokenizer
+
+
+def test_other_column_is_checked_without_opening_the_file(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    time.sleep(2.1)
+    look(tmp_path, pipeline)
+    pipeline["tasks"]["tone"]["data"]["text"] = "body"
+    with (
+        opened_files(tmp_path) as opened,
+        pytest.raises(ConfigError, match=r"tone\.csv: no column 'body'; set text to one of 'text'"),
+    ):
+        look(tmp_path, pipeline)
+    assert opened == []
+
+
+def test_other_encoding_is_checked_anew(tmp_path: Path, pipeline: dict[str, Any]) -> None:
+    (tmp_path / "corpus.txt").write_bytes(b"caf\xe9\n")
+    pipeline["corpus"]["sources"][0]["encoding"] = "latin-1"
+    time.sleep(2.1)
+    look(tmp_path, pipeline)
+    pipeline["corpus"]["sources"][0]["encoding"] = "utf-8"
+    with pytest.raises(ConfigError, match="line 1: not utf-8"):
+        look(tmp_path, pipeline)
+
+
+def test_byte_order_mark_is_no_part_of_the_first_column(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    plain = tmp_path / "plain.csv"
+    write_classification(plain)
+    (tmp_path / "tone.csv").write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert look(tmp_path, pipeline).tasks["tone"]
+
+
+def test_file_of_a_byte_order_mark_alone_has_no_text(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    (tmp_path / "corpus.txt").write_bytes(b"\xef\xbb\xbf\n")
+    with pytest.raises(ConfigError, match="there is no text in it"):
+        look(tmp_path, pipeline)
+
+
+def test_line_of_a_wrong_byte_counts_behind_a_byte_order_mark(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    (tmp_path / "corpus.txt").write_bytes(b"\xef\xbb\xbffine\ncaf\xe9\n")
+    with pytest.raises(ConfigError, match="line 2: not utf-8"):
         look(tmp_path, pipeline)
