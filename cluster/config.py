@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Scalar = bool | int | float | str
 
 
@@ -44,6 +45,16 @@ class RetryConfig(Schema):
     """Pause before the second attempt; doubles with each further one."""
 
 
+class StepConfig(Schema):
+    """Exceptions for one step."""
+
+    timeout_s: PositiveFloat | None = None
+    """Seconds an attempt may take; then it is ended and the step has failed."""
+
+    retry: RetryConfig | None = None
+    """Instead of `cluster.retry`."""
+
+
 class ClusterConfig(Schema):
     """Where the pipeline runs. No part of any identity."""
 
@@ -58,6 +69,25 @@ class ClusterConfig(Schema):
 
     retry: RetryConfig = RetryConfig()
     """Retries of what the cluster broke."""
+
+    steps: dict[str, StepConfig] = {}
+    """Time limits and retries by the step's name, as `pretune plan` shows it."""
+
+    lease_s: PositiveFloat = 60.0
+    """Without a sign of life for so long, another run takes a step over."""
+
+    stop_grace_s: Annotated[float, Field(ge=0.0)] = 60.0
+    """Seconds that pretraining is given to save a checkpoint when the run is stopped."""
+
+    def retry_of(self, step: str) -> RetryConfig:
+        """How a step is tried again."""
+        found = self.steps.get(step)
+        return (found.retry if found else None) or self.retry
+
+    def timeout_of(self, step: str) -> float | None:
+        """Seconds that an attempt at a step may take; None where there is no limit."""
+        found = self.steps.get(step)
+        return found.timeout_s if found else None
 
     @model_validator(mode="after")
     def _no_ray_client(self) -> Self:

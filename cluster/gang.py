@@ -60,7 +60,7 @@ def run(
     gang: GangConfig,
     *,
     name: str,
-    directory: Path,
+    directory: str,
     log: Path,
     on_report: Callable[[Metrics], None],
 ) -> None:
@@ -77,7 +77,7 @@ def run(
         scaling_config=ScalingConfig(
             num_workers=gang.workers, use_gpu=bool(gang.gpus), resources_per_worker=resources
         ),
-        run_config=RunConfig(name=name, storage_path=str(directory)),
+        run_config=RunConfig(name=name, storage_path=directory),
     )
     try:
         trainer.fit()

@@ -129,8 +129,20 @@ class Cluster(Protocol):
     def capacity(self) -> Capacity:
         """What the whole cluster holds, in use or not."""
 
-    def submit(self, function: Callable[..., Any], *args: Any, log: Path) -> Pending:
-        """Start a function that mostly waits for other work: it holds no CPU, prints to `log`."""
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        log: Path,
+        worker: WorkerConfig | None = None,
+    ) -> Pending:
+        """Start a function in a process that prints to `log`.
+
+        Without `worker` it holds no CPU: it mostly waits for other work.
+        """
+
+    def on_every_node(self, function: Callable[..., Any], *args: Any) -> dict[str, Outcome]:
+        """Run a function once on each live node; how it ended, by the node's name."""
 
     def wait(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
         """Those of `pending` that ended, after at most `timeout_s` seconds."""
@@ -154,13 +166,13 @@ class Cluster(Protocol):
         gang_config: GangConfig,
         *,
         name: str,
-        directory: Path,
+        directory: str,
         log: Path,
         on_report: Callable[[Metrics], None],
     ) -> None:
         """Run `function` on every rank of a gang, with torch's process group set up around it.
 
-        Rank 0's reports reach `on_report`, in rank 0's process. A lost worker restarts the whole
+        `directory` is a folder or URL that every node sees. Rank 0's reports reach `on_report`, in rank 0's process. A lost worker restarts the whole
         gang, which is to go on from what it saved.
 
         Raises:
@@ -174,7 +186,7 @@ class Cluster(Protocol):
         shared: Any,
         plan: SearchPlan,
         *,
-        directory: Path,
+        directory: str,
         log: Path,
         on_result: Callable[[str, Metrics], None],
     ) -> list[TrialResult]:

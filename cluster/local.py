@@ -56,7 +56,13 @@ class LocalCluster:
         """This machine's cores."""
         return Capacity(cpus=os.cpu_count() or 1, gpus=0)
 
-    def submit(self, function: Callable[..., Any], *args: Any, log: Path) -> Pending:
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        log: Path,
+        worker: WorkerConfig | None = None,  # noqa: ARG002 -- nothing is shared out here
+    ) -> Pending:
         """Run it now."""
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -74,6 +80,10 @@ class LocalCluster:
     def cancel(self, pending: Sequence[Pending]) -> None:
         """Nothing is ever under way."""
 
+    def on_every_node(self, function: Callable[..., Any], *args: Any) -> dict[str, Outcome]:
+        """Here."""
+        return {"localhost": Outcome(value=function(*args))}
+
     def map(
         self,
         function: Callable[[Any], Any],
@@ -90,7 +100,7 @@ class LocalCluster:
         gang_config: GangConfig,
         *,
         name: str,
-        directory: Path,
+        directory: str,
         log: Path,
         on_report: Callable[[Metrics], None],
     ) -> None:
@@ -103,7 +113,7 @@ class LocalCluster:
         shared: Any,
         plan: SearchPlan,
         *,
-        directory: Path,
+        directory: str,
         log: Path,
         on_result: Callable[[str, Metrics], None],
     ) -> list[TrialResult]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import failures, gang, trials
 from cluster.config import ClusterConfig, GangConfig, RetryConfig, WorkerConfig
@@ -69,14 +70,36 @@ class RayCluster:
         total = ray.cluster_resources()
         return Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
 
-    def submit(self, function: Callable[..., Any], *args: Any, log: Path) -> Pending:
-        """Start `function(*args)` in a process of its own, holding no CPU."""
-        return RayPending(_run.options(num_cpus=0).remote(function, args, log))
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        log: Path,
+        worker: WorkerConfig | None = None,
+    ) -> Pending:
+        """Start `function(*args)` in a process of its own."""
+        cpus, gpus = (worker.cpus, worker.gpus) if worker else (0, 0)
+        run = _run.options(num_cpus=cpus, num_gpus=gpus)
+        return RayPending(run.remote(function, args, log))
+
+    def on_every_node(self, function: Callable[..., Any], *args: Any) -> dict[str, Outcome]:
+        """One task pinned to each live node."""
+        started = {}
+        for node in ray.nodes():
+            if node["Alive"]:
+                pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                run = _run_quietly.options(num_cpus=0, scheduling_strategy=pinned)
+                name = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+                started[name] = RayPending(run.remote(function, args))
+        return {name: pending.result() for name, pending in started.items()}
 
     def wait(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
-        """Those that ended, as soon as one did."""
+        """All that have ended, as soon as one has."""
         by_reference = {work.reference: work for work in pending if isinstance(work, RayPending)}
-        ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=timeout_s)
+        references = list(by_reference)
+        ready, _ = ray.wait(references, num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
         return [by_reference[reference] for reference in ready]
 
     def cancel(self, pending: Sequence[Pending]) -> None:
@@ -112,7 +135,7 @@ class RayCluster:
         gang_config: GangConfig,
         *,
         name: str,
-        directory: Path,
+        directory: str,
         log: Path,
         on_report: Callable[[Metrics], None],
     ) -> None:
@@ -140,7 +163,7 @@ class RayCluster:
         shared: Any,
         plan: SearchPlan,
         *,
-        directory: Path,
+        directory: str,
         log: Path,
         on_result: Callable[[str, Metrics], None],
     ) -> list[TrialResult]:
@@ -228,11 +251,20 @@ def _check_reachable(address: str) -> None:
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
 def _run(function: Callable[..., Any], args: tuple[Any, ...], log: Path) -> Outcome:
     with redirected(log):
-        try:
-            return Outcome(value=function(*args))
-        except (WorkerLostError, TaskFailedError) as error:
-            traceback.print_exc()
-            return Outcome(error=error)
-        except Exception as error:
-            traceback.print_exc()
-            return Outcome(error=TaskFailedError.of(error))
+        return _outcome(function, args)
+
+
+@ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
+def _run_quietly(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+    return _outcome(function, args)
+
+
+def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+    try:
+        return Outcome(value=function(*args))
+    except (WorkerLostError, TaskFailedError) as error:
+        traceback.print_exc()
+        return Outcome(error=error)
+    except Exception as error:
+        traceback.print_exc()
+        return Outcome(error=TaskFailedError.of(error))

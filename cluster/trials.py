@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from ray import tune
 from ray.tune import (
     Callback,
@@ -134,7 +135,7 @@ def run(
     plan: SearchPlan,
     *,
     max_failures: int,
-    directory: Path,
+    directory: str,
     log: Path,
     on_result: Listener,
 ) -> list[TrialResult]:
@@ -144,13 +145,13 @@ def run(
         {"cpu": plan.worker.cpus, "gpu": plan.worker.gpus},
     )
     search = plan.search
-    experiment = directory / EXPERIMENT
+    experiment = f"{directory}/{EXPERIMENT}"
     # Tune would add CSV, JSON and TensorBoard writers to every trial.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # A snapshot after each checkpoint is what we want: it is what a restart goes on from.
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
-    if Tuner.can_restore(str(experiment)):
-        tuner = Tuner.restore(str(experiment), trainable=trainable)
+    if Tuner.can_restore(experiment):
+        tuner = Tuner.restore(experiment, trainable=trainable)
     else:
         tuner = Tuner(
             trainable,
@@ -165,15 +166,15 @@ def run(
             ),
             run_config=RunConfig(
                 name=EXPERIMENT,
-                storage_path=str(directory),
+                storage_path=directory,
                 failure_config=FailureConfig(max_failures=max_failures),
                 checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
                 callbacks=[_ForwardResults()],
                 verbose=0,
             ),
         )
-    histories = directory / _HISTORIES
-    token = _listener.set(_recorded(histories, on_result))
+    histories = _Histories(f"{directory}/{_HISTORIES}")
+    token = _listener.set(histories.recording(on_result))
     try:
         return _results(tuner.fit(), plan.max_epochs, histories)
     finally:
@@ -216,7 +217,7 @@ def _scheduler(search: SearchConfig, max_epochs: int) -> TrialScheduler:
     )
 
 
-def _results(grid: ResultGrid, max_epochs: int, histories: Path) -> list[TrialResult]:
+def _results(grid: ResultGrid, max_epochs: int, histories: "_Histories") -> list[TrialResult]:
     results = []
     for result in grid:
         last = result.metrics or {}
@@ -228,32 +229,39 @@ def _results(grid: ResultGrid, max_epochs: int, histories: Path) -> list[TrialRe
                 trial_id=last.get("trial_id", Path(result.path).name),
                 hyperparameters=dict(result.config),
                 status="failed" if error else "finished" if finished else "stopped",
-                history=_history(histories, last.get("trial_id", "")),
+                history=histories.of(last.get("trial_id", "")),
                 error=error,
             )
         )
     return results
 
 
-def _recorded(directory: Path, on_result: Listener) -> Listener:
-    """Writes each epoch down before it is told: Tune copies its own files only now and then."""
-    directory.mkdir(parents=True, exist_ok=True)
+class _Histories:
+    """Each trial's metrics, epoch by epoch: Tune copies its own files only now and then."""
 
-    def listen(trial_id: str, metrics: Metrics) -> None:
-        with (directory / f"{trial_id}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(metrics)) + "\n")
-        on_result(trial_id, metrics)
+    def __init__(self, directory: str) -> None:
+        self._files, self._directory = fsspec.url_to_fs(directory, use_listings_cache=False)
+        self._files.makedirs(self._directory, exist_ok=True)
 
-    return listen
+    def recording(self, on_result: Listener) -> Listener:
+        """A listener that writes each epoch down before it is told."""
 
+        def listen(trial_id: str, metrics: Metrics) -> None:
+            with self._files.open(self._path(trial_id), "ab") as file:
+                file.write(json.dumps(dict(metrics)).encode() + b"\n")
+            on_result(trial_id, metrics)
 
-def _history(directory: Path, trial_id: str) -> list[dict[str, float]]:
-    """Metrics by epoch; an epoch that was run again after a lost worker counts once."""
-    path = directory / f"{trial_id}.jsonl"
-    if not path.is_file():
-        return []
-    by_epoch: dict[int, dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        metrics = json.loads(line)
-        by_epoch[metrics.pop("epoch")] = metrics
-    return [by_epoch[epoch] for epoch in sorted(by_epoch) if by_epoch[epoch]]
+        return listen
+
+    def of(self, trial_id: str) -> list[dict[str, float]]:
+        """Metrics by epoch; an epoch that was run again after a lost worker counts once."""
+        if not self._files.exists(self._path(trial_id)):
+            return []
+        by_epoch: dict[int, dict[str, float]] = {}
+        for line in self._files.cat_file(self._path(trial_id)).splitlines():
+            metrics = json.loads(line)
+            by_epoch[metrics.pop("epoch")] = metrics
+        return [by_epoch[epoch] for epoch in sorted(by_epoch) if by_epoch[epoch]]
+
+    def _path(self, trial_id: str) -> str:
+        return f"{self._directory}/{trial_id}.jsonl"

@@ -59,6 +59,9 @@ class SourceConfig(Schema):
     path: Annotated[str, WHERE]
     """A file, a folder written by `datasets`, or a glob; relative to the pipeline file."""
 
+    step: Annotated[str | None, WHERE] = None
+    """One of your own steps: then `path` is relative to its output folder."""
+
     format: SourceFormat
     """`lines` is one document a line, `text` one document a file. Derived from the suffix."""
 

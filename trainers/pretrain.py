@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from trainers import checkpoint, corpus, loop, model, optim, tokenizer
 from trainers.batches import Batch, Cursor, GlobalBatches, Masking, masked
 from trainers.config import ModelConfig, PretrainConfig
 from trainers.engine import DeepSpeedEngine, Engine, PlainEngine, Ranks, muon
-from trainers.reporting import Reporter
+from trainers.reporting import Reporter, StoppedError
 from trainers.tokens import TokenSequences
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,12 @@ FACTS = "pretraining.json"
 
 _REPORTS = 100
 _EVALUATIONS = 10
+_STOP_CHECK_STEPS = 10
 _MOST_EVALUATION_TOKENS = 1 << 16
+
+
+def _never() -> bool:
+    return False
 
 
 class DivergedError(RuntimeError):
@@ -50,6 +56,10 @@ class PretrainWork:
     """Gets this attempt's checkpoints."""
     earlier_checkpoints: tuple[Path, ...]
     """Of attempts before this one; only read."""
+    should_stop: Callable[[], bool] = _never
+    """Asked on rank 0: then all ranks save a checkpoint and raise `StoppedError`."""
+    on_checkpoint: Callable[[Path], None] | None = None
+    """Is given the folder of each complete checkpoint, on rank 0."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +169,8 @@ class _Session:
                 reporter.report({**facts, "tokens_per_s": rate})
             if done % config.checkpoint.every_steps == 0 and done < total:
                 self._save(done)
+            if done % min(report_every, _STOP_CHECK_STEPS) == 0 and done < total:
+                self._stop_if_asked(done)
 
         loop.train(
             self._engine,
@@ -170,6 +182,15 @@ class _Session:
             seed=config.seed * 1_009 + self._ranks.rank,
             after_step=after_step,
         )
+
+    def _stop_if_asked(self, step: int) -> None:
+        """End with a checkpoint when rank 0 is asked to; all ranks learn of it together."""
+        is_asked = self._ranks.rank == 0 and self._work.should_stop()
+        if self._engine.mean(torch.tensor(float(is_asked), device=self._device)) == 0.0:
+            return
+        if step % self._config.checkpoint.every_steps:
+            self._save(step)
+        raise StoppedError(f"stopped after step {step}, which is saved")
 
     def export(self) -> None:
         """Write the Hugging Face folder and the facts of the training, on rank 0."""
@@ -260,6 +281,8 @@ class _Session:
             checkpoint.seal(directory, step=step, state=state)
             checkpoint.prune(self._work.checkpoints, self._config.checkpoint.keep)
             logger.info("saved checkpoint %s", directory)
+            if self._work.on_checkpoint:
+                self._work.on_checkpoint(directory)
 
     def _barrier(self) -> None:
         if torch.distributed.is_initialized():

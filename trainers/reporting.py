@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 
+class StoppedError(RuntimeError):
+    """The training was asked to end; what it had is saved."""
+
+
 class Reporter(Protocol):
     """Takes metrics while training runs."""
 

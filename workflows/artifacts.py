@@ -6,17 +6,20 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from trainers import manifest
-from workflows import storage
-from workflows.steps import Step, plain
+from workflows import failpoints
+from workflows.cache import cache_folder
+from workflows.leases import Owner
+from workflows.ledger import Claim, Ledger, Position, Record, Release, stem_of
+from workflows.steps import Identified, Step, plain
+from workflows.storage import Storage, sync_tree
 
-RECORD = "record.json"
+ARTIFACTS = "artifacts"
 OUTPUT = "output"
 WORK = "work"
 
@@ -25,29 +28,6 @@ _DISTRIBUTIONS = ("pretune", "ray", "torch", "transformers", "deepspeed")
 
 class DamagedArtifactError(RuntimeError):
     """A finished step's files are not what they were when it finished."""
-
-
-class Record(BaseModel):
-    """A finished step. Its existence means done; nothing like it is written before."""
-
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: int = 1
-    name: str
-    kind: str
-    version: int
-    fingerprint: str
-    spec: dict[str, Any]
-    inputs: dict[str, str]
-    outside: dict[str, str]
-    attempt: str
-    facts: dict[str, Any]
-    """What the stage found worth telling: counts, scores, choices."""
-    files: dict[str, dict[str, Any]]
-    """Size and SHA-256 of each output file."""
-    finished_at: str
-    elapsed_s: float
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -60,9 +40,15 @@ class Finished:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a step, in a folder of its own."""
+    """One try at a step, under a claim, in a folder of its own."""
+
+    storage: Storage
+    claimed: Position
+    name: str
+    """Of its folder in the storage."""
 
     directory: Path
+    """Where this process writes: that folder, or one on this node that is uploaded at the end."""
 
     @property
     def output(self) -> Path:
@@ -71,68 +57,108 @@ class Attempt:
 
     @property
     def work(self) -> Path:
-        """What only a further attempt would want: checkpoints, a search's state."""
+        """What only a further attempt would want, on this node: checkpoints."""
         return self.directory / WORK
 
     @property
-    def earlier_work(self) -> list[Path]:
-        """The work folders of attempts before this one, newest first. To be read only."""
-        others = [path for path in self.directory.parent.iterdir() if path != self.directory]
-        newest_first = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
-        return [path / WORK for path in newest_first if (path / WORK).is_dir()]
+    def shared_work(self) -> str:
+        """The same in the storage, where every node sees it: a path or URL."""
+        return self.storage.url(f"{self.name}/{WORK}")
+
+    @property
+    def earlier_work(self) -> list[str]:
+        """Names of the work folders of attempts before this one, newest first.
+
+        Attempts before the step's last commit are left out: who computes a step anew wants nothing
+        of what was computed then.
+        """
+        folder, _, own = self.name.rpartition("/")
+        names = sorted(self.storage.names(folder), reverse=True)
+        since_commit = f"{self.claimed.committed + 1:06d}"
+        return [f"{folder}/{name}/{WORK}" for name in names if since_commit <= name < own]
+
+
+    def earlier(self, part: str) -> list[Path]:
+        """A part of earlier attempts' work on this node, newest first. To be read only."""
+        names = [f"{name}/{part}" for name in self.earlier_work]
+        return [self.storage.fetched(name) for name in names if self.storage.names(name)]
+
+    def go_on_with(self, part: str) -> None:
+        """Copy a part of the newest earlier attempt's work, where there is any, to this one's."""
+        for name in self.earlier_work:
+            if self.storage.names(f"{name}/{part}"):
+                self.storage.copy(f"{name}/{part}", f"{self.name}/{WORK}/{part}")
+                return
+
+    def keep(self, folder: Path) -> None:
+        """Make a complete folder of `work` outlive this node; its files never change again."""
+        if not self.storage.is_local:
+            relative = folder.relative_to(self.directory).as_posix()
+            self.storage.upload(folder, f"{self.name}/{relative}")
 
 
 class Artifacts:
-    """All artifacts below a storage folder: `<kind>/<fingerprint>/{record.json,attempts/}`."""
+    """All artifacts of a storage: `artifacts/<kind>/<fingerprint>/<attempt>/output/`."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, where: Storage) -> None:
+        self.storage = where
+        self.ledger = Ledger(where)
 
-    def record(self, step: Step) -> Record | None:
+    def find(self, step: Identified) -> Record | None:
         """The record of a finished step; None where it is yet to be done."""
-        path = self._directory(step) / RECORD
-        if not path.is_file():
-            return None
-        return Record.model_validate_json(path.read_bytes())
+        position = self.ledger.positions([step])[step.fingerprint]
+        return self.ledger.record(step, position.committed)
 
-    def output(self, step: Step) -> Path:
-        """The output folder of a finished step."""
-        record = self.record(step)
-        assert record is not None, f"{step.name} is not finished"
-        return self._attempt(step, record.attempt).output
+    def output(self, record: Record) -> Path:
+        """A finished step's output folder; from an object store, a copy on this node."""
+        return self.storage.fetched(_output(record))
 
-    def verify(self, step: Step) -> None:
-        """Compare every byte of a finished step with its record.
+    def verified(self, record: Record) -> Path:
+        """The output folder, after every byte was compared with the record.
 
         Raises:
             DamagedArtifactError: names the file and the way out.
         """
-        record = self.record(step)
-        assert record is not None, f"{step.name} is not finished"
-        damaged = manifest.first_damage(self.output(step), record.files)
+        damaged = self.storage.damage(_output(record), record.files)
         if damaged:
             raise DamagedArtifactError(
-                f"the output of {step.name} is damaged: {damaged}; remove "
-                f"{self._directory(step)} and run again to compute it anew"
+                f"the output of {record.name} is damaged: {damaged} "
+                f"(in {self.storage.url(_output(record))}); "
+                f"compute it anew with --force {record.name}"
             )
+        return self.output(record)
 
-    def begin(self, step: Step) -> Attempt:
-        """A new, empty attempt."""
+    def begin(self, step: Identified, after: Position, run: str, lease_s: float) -> Attempt | None:
+        """Claim a step and make an empty attempt; None where somebody else claimed it first."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        attempt = self._attempt(step, f"{stamp}-{uuid.uuid4().hex[:8]}")
+        own = f"{after.number + 1:06d}-{stamp}-{uuid.uuid4().hex[:8]}"
+        claim = Claim(run=run, attempt=own, owner=Owner.current(), lease_s=lease_s)
+        claimed = self.ledger.append(step, after, claim)
+        if claimed is None:
+            return None
+        name = f"{_folder(step)}/{own}"
+        local = self.storage.is_local
+        directory = self.storage.path(name) if local else cache_folder() / "attempts" / own
+        attempt = Attempt(self.storage, claimed, name, directory)
         attempt.output.mkdir(parents=True)
         attempt.work.mkdir()
+        failpoints.reach("artifacts.begin")
         return attempt
 
     def commit(
-        self, step: Step, attempt: Attempt, facts: Mapping[str, Any], elapsed_s: float
-    ) -> Record:
-        """Make an attempt the step's result, unless another attempt came first: then that one is.
+        self,
+        step: Step,
+        attempt: Attempt,
+        facts: Mapping[str, Any],
+        *,
+        run: str,
+        elapsed_s: float = 0.0,
+        source: str | None = None,
+    ) -> Position | None:
+        """Make an attempt the step's result; None where its claim was taken over: then it is gone.
 
         The files are durable before the record names them.
         """
-        for path in attempt.output.rglob("*"):
-            storage.sync(path)
         record = Record(
             name=step.name,
             kind=step.kind,
@@ -141,28 +167,59 @@ class Artifacts:
             spec=plain(step.spec),
             inputs={name: other.fingerprint for name, other in step.inputs.items()},
             outside=dict(step.outside),
-            attempt=attempt.directory.name,
+            attempt=attempt.name.rpartition("/")[2],
             facts=dict(facts),
             files=manifest.describe(attempt.output),
+            run=run,
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             elapsed_s=round(elapsed_s, 3),
-            versions={"python": platform.python_version()}
-            | {name: installed_version(name) for name in _DISTRIBUTIONS},
+            versions=_versions(),
+            source=source,
         )
-        try:
-            storage.create(
-                self._directory(step) / RECORD, record.model_dump_json(indent=1).encode()
-            )
-        except storage.AlreadyExistsError:
-            shutil.rmtree(attempt.directory)
+        if self.storage.is_local:
+            if record.files:
+                sync_tree(attempt.output, up_to=Path(self.storage.root))
         else:
-            shutil.rmtree(attempt.work)
-        first = self.record(step)
-        assert first is not None
-        return first
+            self.storage.upload(attempt.output, f"{attempt.name}/{OUTPUT}")
+        failpoints.reach("artifacts.commit.stored")
+        position = self.ledger.commit(step, attempt.claimed, record)
+        if position is None:
+            self.discard(attempt)
+            return None
+        failpoints.reach("artifacts.commit.recorded")
+        self.storage.delete(f"{attempt.name}/{WORK}")
+        if not self.storage.is_local:
+            shutil.rmtree(attempt.directory)
+        return position
 
-    def _directory(self, step: Step) -> Path:
-        return self._root / step.kind / step.fingerprint[:32]
+    def release(self, step: Identified, attempt: Attempt) -> None:
+        """Give up an attempt that failed: its claim and output go, its work stays for the next."""
+        self.ledger.append(step, attempt.claimed, Release())
+        shutil.rmtree(attempt.output, ignore_errors=True)
+        if not self.storage.is_local:
+            shutil.rmtree(attempt.directory, ignore_errors=True)
 
-    def _attempt(self, step: Step, name: str) -> Attempt:
-        return Attempt(self._directory(step) / "attempts" / name)
+    def discard(self, attempt: Attempt) -> None:
+        """Remove all that an attempt wrote."""
+        self.storage.delete(attempt.name)
+        shutil.rmtree(attempt.directory, ignore_errors=True)
+
+
+def attempts_folder(kind: str, stem: str) -> str:
+    """The folder of a step's attempts."""
+    return f"{ARTIFACTS}/{kind}/{stem}"
+
+
+def _output(record: Record) -> str:
+    return f"{_folder(record)}/{record.attempt}/{OUTPUT}"
+
+
+def _folder(step: Identified | Record) -> str:
+    return attempts_folder(step.kind, stem_of(step.fingerprint))
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {
+        name: installed_version(name) for name in _DISTRIBUTIONS
+    }

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Self, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cluster.config import ClusterConfig, Range, SearchConfig
+from cluster.config import ClusterConfig, Range, SearchConfig, WorkerConfig
 from trainers.config import (
+    WHERE,
     CorpusConfig,
     Fraction,
     Hyperparameters,
@@ -21,11 +22,11 @@ from trainers.config import (
     TaskConfig,
     TokenizerConfig,
 )
+from workflows.storage import PROTOCOLS, scheme_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 
 _POSITION_FIELDS = ("max_position_embeddings", "n_positions")
-_REMOTE = re.compile(r"^[a-z0-9]+://")
 
 
 class ConfigError(ValueError):
@@ -80,7 +81,7 @@ class PipelineTask(TaskConfig):
             if name not in Hyperparameters.model_fields:
                 raise ValueError(
                     f"search.space.{name}: no such hyperparameter"
-                    f"{_suggestion(name, Hyperparameters.model_fields)}"
+                    f"{suggestion(name, Hyperparameters.model_fields)}"
                 )
             for sample in _samples(value):
                 _check_hyperparameter(name, sample)
@@ -98,6 +99,28 @@ class PipelineTask(TaskConfig):
         return int(max(_samples(epochs)))
 
 
+class CustomConfig(Schema):
+    """A step of the user's own: a function of theirs, kept, reused and resumed like any other."""
+
+    uses: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """`package.module:function`; found from the pipeline file's folder, or installed."""
+
+    inputs: list[str] = []
+    """Steps whose output folders it reads."""
+
+    files: Annotated[dict[Name, str], WHERE] = {}
+    """Outside files or folders it reads, by a name; paths are relative to the pipeline file."""
+
+    spec: dict[str, Any] = {}
+    """Whatever the function wants to know."""
+
+    version: PositiveInt = 1
+    """Raise it when the function's output changes for the same spec and inputs."""
+
+    resources: WorkerConfig = WorkerConfig()
+    """What its process is given; no part of the step's identity."""
+
+
 class PipelineConfig(Schema):
     """A whole pipeline: what is computed above, where it runs in `cluster`."""
 
@@ -105,7 +128,7 @@ class PipelineConfig(Schema):
     """A label; models are called `<name>.<task>`."""
 
     storage: str = "./pretune-data"
-    """Folder for artifacts, runs, models and the MLflow database; relative to where you are."""
+    """A folder all nodes see (relative to where you are), or s3://, gs://, abfs://."""
 
     corpus: CorpusConfig
     """Text to pretrain on."""
@@ -122,14 +145,19 @@ class PipelineConfig(Schema):
     tasks: dict[Name, PipelineTask]
     """Downstream tasks by name."""
 
+    steps: dict[Name, CustomConfig] = {}
+    """Steps of your own, by name."""
+
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         problems = [*_position_problems(self), *_held_out_problems(self), *_gang_problems(self)]
-        if _REMOTE.match(self.storage):
-            problems.append(f"storage: {self.storage!r} is remote; give a folder all nodes can see")
+        scheme = scheme_of(self.storage)
+        if scheme is not None and scheme not in PROTOCOLS:
+            known = ", ".join(f"{name}://" for name in PROTOCOLS)
+            problems.append(f"storage: {scheme}:// is not known; give a folder or one of {known}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -172,7 +200,7 @@ def _told(error: ValidationError, path: Path, root: yaml.Node | None) -> Iterabl
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             valid = _keys_at(place[:-1])
-            message = f"unknown key{_suggestion(str(place[-1]), valid)}"
+            message = f"unknown key{suggestion(str(place[-1]), valid)}"
         elif problem["type"] == "missing":
             message = "is required"
         elif problem["type"] != "value_error":
@@ -209,7 +237,8 @@ def _schema_in(annotation: Any) -> Any:
     return found[0] if found else None
 
 
-def _suggestion(name: str, valid: Iterable[str]) -> str:
+def suggestion(name: str, valid: Iterable[str]) -> str:
+    """The end of an error message: the nearest valid name, or all of them."""
     names = list(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
@@ -296,7 +325,7 @@ def _position_problems(config: PipelineConfig) -> Iterable[str]:
 def _held_out_problems(config: PipelineConfig) -> Iterable[str]:
     for name in config.corpus.held_out:
         if name not in config.tasks:
-            yield f"corpus.held_out: no task {name!r}{_suggestion(name, config.tasks)}"
+            yield f"corpus.held_out: no task {name!r}{suggestion(name, config.tasks)}"
 
 
 def _gang_problems(config: PipelineConfig) -> Iterable[str]:

@@ -1,9 +1,11 @@
-"""One step, from verified inputs to a committed record. Runs in a process of the cluster."""
+"""One step, from a claim and verified inputs to a committed record. Runs in a cluster process."""
 
+import _thread
+import errno
 import logging
-import shutil
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,59 +13,95 @@ from typing import Any, TypeVar
 from cluster.config import ClusterConfig
 from cluster.interface import Cluster, Metrics
 from trainers.config import Schema
-from workflows.artifacts import Artifacts, Attempt, Record
+from workflows import failpoints, sources, storage
+from workflows.artifacts import Artifacts, Attempt
+from workflows.cache import cache_folder
 from workflows.journal import Journal
-from workflows.steps import Step
+from workflows.leases import Heartbeat
+from workflows.ledger import Position, Record, stem_of
+from workflows.steps import CUSTOM, Identified, Step
+from workflows.storage import Storage, StorageError
 
 logger = logging.getLogger(__name__)
 
 Spec = TypeVar("Spec", bound=Schema)
 
+_STOP_CHECK_EVERY_S = 1.0
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
 
 @dataclass(frozen=True)
 class RunPaths:
-    """A run's folder in the storage."""
+    """Names of a run's files in the storage."""
 
-    storage: Path
+    storage: Storage
     run_id: str
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> str:
         """Of this run."""
-        return self.storage / "runs" / self.run_id
+        return f"runs/{self.run_id}"
 
     @property
-    def events(self) -> Path:
-        """The journal."""
-        return self.directory / "events"
+    def events(self) -> str:
+        """The journal's folder."""
+        return f"{self.directory}/events"
 
     @property
-    def report(self) -> Path:
+    def report(self) -> str:
         """The HTML report."""
-        return self.directory / "report.html"
+        return f"{self.directory}/report.html"
 
     @property
-    def models(self) -> Path:
-        """The model store."""
-        return self.storage / "models"
+    def stop(self) -> str:
+        """Its existence asks the run to end."""
+        return f"{self.directory}/stop"
 
     @property
     def tracking(self) -> Path:
-        """MLflow's embedded database."""
-        return self.storage / "mlflow.db"
+        """MLflow's embedded database: beside a local storage, else on this machine."""
+        if self.storage.is_local:
+            return self.storage.path("mlflow.db")
+        return cache_folder() / "mlflow" / f"{storage.key_of(self.storage.root)}.db"
 
     def log(self, step: str) -> Path:
-        """What a step printed and logged."""
-        return self.directory / "logs" / f"{step}.log"
+        """What a step prints and logs; for an object store on the step's node, then uploaded."""
+        if self.storage.is_local:
+            return self.storage.path(f"{self.logs}/{step}.log")
+        return cache_folder() / self.directory / step / f"{step}.log"
+
+    @property
+    def logs(self) -> str:
+        """The folder of the steps' logs."""
+        return f"{self.directory}/logs"
+
+    def keep_log(self, step: str) -> None:
+        """Copy what a step has logged on this node to an object store."""
+        if not self.storage.is_local and self.log(step).parent.is_dir():
+            self.storage.upload(self.log(step).parent, self.logs)
+
+
+@dataclass
+class StopNotice:
+    """Whether the run was asked to end. Picklable; looks at the storage once a second at most."""
+
+    paths: RunPaths
+    _looked_at: float = 0.0
+    _is_given: bool = False
+
+    def __call__(self) -> bool:
+        """The answer."""
+        now = time.time()
+        if not self._is_given and now - self._looked_at > _STOP_CHECK_EVERY_S:
+            self._looked_at = now
+            self._is_given = self.paths.storage.exists(self.paths.stop)
+        return self._is_given
 
 
 @dataclass(frozen=True)
-class StageContext:
-    """All that a stage is given."""
+class RunContext:
+    """What all steps of a run share."""
 
-    step: Step
-    attempt: Attempt
-    artifacts: Artifacts
     cluster: Cluster
     execution: ClusterConfig
     paths: RunPaths
@@ -72,6 +110,18 @@ class StageContext:
     searches: int
     """Searches of the pipeline, which share the cluster."""
 
+
+@dataclass(frozen=True)
+class StageContext:
+    """All that a stage is given."""
+
+    run: RunContext
+    step: Step
+    attempt: Attempt
+    artifacts: Artifacts
+    records: Mapping[str, Record]
+    """Of those inputs that succeeded."""
+
     def spec(self, kind: type[Spec]) -> Spec:
         """The step's spec, as the type its stage works on."""
         assert isinstance(self.step.spec, kind)
@@ -79,11 +129,7 @@ class StageContext:
 
     def input(self, name: str) -> Path:
         """The output folder of an input."""
-        return self.artifacts.output(self.step.inputs[name])
-
-    def input_record(self, name: str) -> Record | None:
-        """The record of an input; None where it failed."""
-        return self.artifacts.record(self.step.inputs[name])
+        return self.artifacts.output(self.records[name])
 
     @property
     def output(self) -> Path:
@@ -93,12 +139,19 @@ class StageContext:
     @property
     def log(self) -> Path:
         """Where the step's processes log."""
-        return self.paths.log(self.step.name)
+        return self.run.paths.log(self.step.name)
 
     @property
     def progress(self) -> "Progress":
         """Tells the journal how far the step is."""
-        return Progress(Journal(self.paths.events, self.step.name), self.step.name)
+        paths = self.run.paths
+        journal = Journal(paths.storage, paths.events, self.step.name)
+        return Progress(journal, self.step.name)
+
+    @property
+    def should_stop(self) -> StopNotice:
+        """Whether the run was asked to end; what heeds it saves its state and raises."""
+        return StopNotice(self.run.paths)
 
 
 @dataclass(frozen=True)
@@ -117,29 +170,117 @@ class Progress:
         self.journal.append("trial", step=self.step, trial=trial, **metrics)
 
 
-def run_step(
-    step: Step,
-    cluster: Cluster,
-    execution: ClusterConfig,
-    paths: RunPaths,
-    base: Path,
-    searches: int,
-) -> dict[str, Any]:
-    """Compute a step and commit it; the facts of its record.
+@dataclass(frozen=True)
+class Assignment:
+    """A step to compute, and what the driver knows of it and its inputs."""
+
+    step: Step
+    after: Position
+    """The entry of the step's log that the claim is to follow."""
+    commits: Mapping[str, int]
+    """Number of the commit of each input that succeeded, by the name the stage knows it by."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """The step is done."""
+
+    commit: int
+    """Number of its commit; 0 where it was not kept."""
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Somebody else holds the step, or held it and is done."""
+
+    position: Position
+
+
+def run_step(assignment: Assignment, run: RunContext) -> Computed | Busy:
+    """Compute a step and commit it, unless somebody else has claimed it.
 
     A step that runs on failure is committed only when all its inputs were there.
     """
+    step, artifacts, lease_s = assignment.step, Artifacts(run.paths.storage), run.execution.lease_s
+    ledger = artifacts.ledger
+    attempt = artifacts.begin(step, assignment.after, run.paths.run_id, lease_s)
+    if attempt is None:
+        return Busy(ledger.position(step, assignment.after))
+    lost = threading.Event()
+
+    def interrupt() -> None:
+        lost.set()
+        _thread.interrupt_main()
+
+    heartbeat = Heartbeat(
+        run.paths.storage,
+        lease_name(step),
+        attempt.claimed.number,
+        lease_s,
+        is_taken=lambda: ledger.is_followed(step, attempt.claimed),
+        on_lost=interrupt,
+    )
+    try:
+        with heartbeat:
+            return _computed(assignment, attempt, artifacts, run)
+    except BaseException as error:
+        if lost.is_set() and isinstance(error, KeyboardInterrupt):
+            logger.warning("the lease of %s was taken over; this attempt ends", step.name)
+            artifacts.discard(attempt)
+            return Busy(ledger.position(step, attempt.claimed))
+        artifacts.release(step, attempt)
+        if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
+            place = error.filename or attempt.directory
+            raise StorageError(storage.explain(error, str(place))) from error
+        raise
+    finally:
+        run.paths.keep_log(step.name)
+
+
+def lease_name(step: Identified) -> str:
+    """Where a step's signs of life are."""
+    return f"leases/{step.kind}/{stem_of(step.fingerprint)}"
+
+
+def _computed(
+    assignment: Assignment, attempt: Attempt, artifacts: Artifacts, run: RunContext
+) -> Computed | Busy:
+    step, records = assignment.step, {}
+    for name, number in assignment.commits.items():
+        record = artifacts.ledger.record(step.inputs[name], number)
+        if record is None:
+            raise FileNotFoundError(
+                f"the record of {step.inputs[name].name} was removed while this run went on; "
+                "run the same command again"
+            )
+        artifacts.verified(record)
+        records[name] = record
+    started = time.monotonic()
+    facts = _stage(step.kind)(StageContext(run, step, attempt, artifacts, records))
+    failpoints.reach("execution.computed")
+    if len(records) < len(step.inputs):
+        artifacts.release(step, attempt)
+        artifacts.discard(attempt)
+        return Computed(0, facts)
+    position = artifacts.commit(
+        step,
+        attempt,
+        facts,
+        run=run.paths.run_id,
+        elapsed_s=time.monotonic() - started,
+        source=sources.of_step(step.kind, step.uses, run.base),
+    )
+    if position is None:
+        return Busy(artifacts.ledger.position(step, attempt.claimed))
+    return Computed(position.committed, facts)
+
+
+def _stage(kind: str) -> Callable[[StageContext], Mapping[str, Any]]:
+    if kind == CUSTOM:
+        from workflows import custom
+
+        return custom.run
     from workflows.stages import STAGES  # imports torch and transformers
 
-    artifacts = Artifacts(paths.storage / "artifacts")
-    for other in step.inputs.values():
-        if artifacts.record(other) is not None:
-            artifacts.verify(other)
-    attempt = artifacts.begin(step)
-    context = StageContext(step, attempt, artifacts, cluster, execution, paths, base, searches)
-    started = time.monotonic()
-    facts: Mapping[str, Any] = STAGES[step.kind](context)
-    if any(artifacts.record(other) is None for other in step.inputs.values()):
-        shutil.rmtree(attempt.directory)
-        return dict(facts)
-    return artifacts.commit(step, attempt, facts, time.monotonic() - started).facts
+    return STAGES[kind]

@@ -105,7 +105,7 @@ def _scratch_points(spec: FinalSpec, point: Hyperparameters) -> list[Hyperparame
 
 
 def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int) -> Training:
-    worker = context.execution.trials
+    worker = context.run.execution.trials
     return Training(
         task=context.spec(FinalSpec).task,
         base=context.input("pretrain"),
@@ -119,8 +119,8 @@ def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int)
 
 
 def _train(context: StageContext, plans: Sequence[Training]) -> list[Trained]:
-    scores = context.cluster.map(
-        finetune.train_and_export, plans, context.execution.trials, context.log
+    scores = context.run.cluster.map(
+        finetune.train_and_export, plans, context.run.execution.trials, context.log
     )
     metric = context.spec(FinalSpec).task.metric
     return [Trained(plan, found[metric]) for plan, found in zip(plans, scores, strict=True)]
@@ -142,8 +142,8 @@ def _opened_test(
     """Look at the test rows, after every choice is made, and write down what was found."""
     task, data = spec.task, context.input("data")
     measured = [*candidates, *controls]
-    found = context.cluster.map(
-        finetune.test, [one.training for one in measured], context.execution.trials, context.log
+    found = context.run.cluster.map(
+        finetune.test, [one.training for one in measured], context.run.execution.trials, context.log
     )
     scores = [score for score, _ in found]
     predictions = found[measured.index(chosen)][1]

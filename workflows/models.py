@@ -1,4 +1,4 @@
-"""The model store: immutable versions in folders, and a log of promotions that nobody rewrites."""
+"""The model store: immutable versions, and a log of promotions that nobody rewrites."""
 
 import json
 import re
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from trainers import manifest
-from workflows import storage
+from workflows import failpoints, storage
+from workflows.storage import Storage, sync_tree
 
+MODELS = "models"
 CHAMPION = "champion"
-MANIFEST = "MANIFEST.json"
 
 _NAME = re.compile(r"^[a-z][a-z0-9_-]*\.[a-z][a-z0-9_-]*$")
 _REFERENCE = re.compile(r"^(?P<name>[^@]+?)(@(?P<which>\w+))?$")
@@ -40,40 +41,43 @@ class Version:
 
 
 class ModelStore:
-    """`<name>/versions/<number>/` with a manifest written last, and `<name>/log/<entry>.json`."""
+    """Versions and promotions below `models/` of a storage.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    `<name>/files/<id>/` holds a version's Hugging Face folder, `<name>/versions/<number>.json`,
+    created exclusively and last, makes it a version; `<name>/log/<entry>.json` is a promotion.
+    """
+
+    def __init__(self, where: Storage) -> None:
+        self._storage = where
 
     def names(self) -> list[str]:
         """Every model that has a version."""
-        return sorted(path.parent.name for path in self._root.glob("*/versions"))
+        return [name for name in self._storage.names(MODELS) if self.versions(name)]
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a model, oldest first."""
-        found = self._versions(name).glob(f"[0-9]*/{MANIFEST}")
-        return sorted((Version(name, int(path.parent.name)) for path in found), key=_number)
+        return [Version(name, number) for number in self._numbers(_versions(name))]
 
     def facts(self, version: Version) -> dict[str, Any]:
         """What was written down when the version was made."""
-        path = self.folder(version) / MANIFEST
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads(self._storage.read(_entry(version)))
         return facts
 
-    def folder(self, version: Version) -> Path:
-        """The version's Hugging Face folder."""
-        return self._versions(version.name) / f"{version.number:06d}"
+    def folder(self, version: Version) -> str:
+        """Path or URL of the version's Hugging Face folder."""
+        return self._storage.url(self._files(version))
 
     def verified(self, version: Version) -> Path:
-        """The folder, after every byte was compared with the manifest.
+        """The folder on this machine, after every byte was compared with the manifest.
 
         Raises:
             ModelStoreError: names the file that differs.
         """
-        damaged = manifest.first_damage(self.folder(version), self.facts(version)["files"])
+        folder = self._files(version)
+        damaged = self._storage.damage(folder, self.facts(version)["files"])
         if damaged:
             raise ModelStoreError(f"{version} in {self.folder(version)} is damaged: {damaged}")
-        return self.folder(version)
+        return self._storage.fetched(folder)
 
     def champion(self, name: str) -> Version | None:
         """The version that the alias `champion` means now."""
@@ -82,8 +86,8 @@ class ModelStore:
 
     def log(self, name: str) -> list[dict[str, Any]]:
         """All promotions of a model, oldest first."""
-        entries = sorted(self._log(name).glob("[0-9]*.json"))
-        return [json.loads(path.read_text(encoding="utf-8")) for path in entries]
+        contents = self._storage.read_all(_log_entry(name, n) for n in self._numbers(_log(name)))
+        return [json.loads(content) for content in contents.values()]
 
     def resolve(self, reference: str) -> Version:
         """The version that `name`, `name@champion` or `name@3` means.
@@ -97,7 +101,7 @@ class ModelStore:
         if not _NAME.match(name) or name not in self.names():
             known = ", ".join(self.names()) or "none yet"
             raise ModelStoreError(
-                f"no model {name or reference!r} in {self._root}; there is {known}"
+                f"no model {name or reference!r} in {self._storage.url(MODELS)}; there is {known}"
             )
         numbers = [version.number for version in self.versions(name)]
         if which == CHAMPION:
@@ -115,6 +119,7 @@ class ModelStore:
         source: Path,
         *,
         fingerprint: str,
+        attempt: str,
         task: Mapping[str, Any],
         scores: Mapping[str, float],
     ) -> Version:
@@ -124,29 +129,37 @@ class ModelStore:
             name: `<pipeline>.<task>`.
             source: a Hugging Face folder.
             fingerprint: of the step that made it.
+            attempt: of that step; a step that was computed anew makes another version.
             task: its configuration.
             scores: on the test rows.
         """
         if not _NAME.match(name):
             raise ModelStoreError(f"{name!r} is no model name; it is <pipeline>.<task>")
         for version in self.versions(name):
-            if self.facts(version)["fingerprint"] == fingerprint:
+            if self.facts(version)["attempt"] == attempt:
                 return version
-        partial = self._versions(name) / f".partial-{uuid.uuid4().hex}"
-        shutil.copytree(source, partial)
+        folder = f"{MODELS}/{name}/files/{fingerprint[:12]}-{uuid.uuid4().hex[:8]}"
+        files = manifest.describe(source)
+        if self._storage.is_local:
+            target = self._storage.path(folder)
+            shutil.copytree(source, target)
+            sync_tree(target, up_to=Path(self._storage.root))
+            files = manifest.describe(target)
+        else:
+            self._storage.upload(source, folder)
+        failpoints.reach("models.add.stored")
         facts = {
-            "schema_version": 1,
+            "schema_version": 2,
             "name": name,
+            "folder": folder,
             "fingerprint": fingerprint,
+            "attempt": attempt,
             "task": dict(task),
             "scores": dict(scores),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "files": manifest.describe(partial),
+            "files": files,
         }
-        for path in partial.rglob("*"):
-            storage.sync(path)
-        storage.create(partial / MANIFEST, json.dumps(facts, indent=1).encode())
-        return self._publish(name, partial)
+        return self._publish(name, json.dumps(facts, indent=1).encode())
 
     def promote(self, version: Version, *, expected: Version | None, reason: str, run: str) -> None:
         """Make a version the champion, if the champion is still `expected`.
@@ -169,34 +182,48 @@ class ModelStore:
             "run": run,
             "promoted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        path = self._log(version.name) / f"{len(entries) + 1:06d}.json"
+        place = _log_entry(version.name, len(entries) + 1)
+        failpoints.reach("models.promote.before")
         try:
-            storage.create(path, json.dumps(entry, indent=1).encode())
+            self._storage.create(place, json.dumps(entry, indent=1).encode())
         except storage.AlreadyExistsError as error:
             raise ChampionChangedError(
-                f"{version.name}: another promotion came first; see {path}"
+                f"{version.name}: another promotion came first; see {self._storage.url(place)}"
             ) from error
+        failpoints.reach("models.promote.after")
 
-    def _publish(self, name: str, partial: Path) -> Version:
-        """Give a whole folder the next free number; renaming onto an existing one fails."""
+    def _publish(self, name: str, facts: bytes) -> Version:
+        """Give what is stored the next free number."""
         while True:
-            last = self.versions(name)[-1:]
-            version = Version(name, last[0].number + 1 if last else 1)
+            numbers = self._numbers(_versions(name))
+            version = Version(name, numbers[-1] + 1 if numbers else 1)
             try:
-                partial.rename(self.folder(version))
-            except OSError:
-                if not self.folder(version).exists():
-                    raise
+                self._storage.create(_entry(version), facts)
+            except storage.AlreadyExistsError:
                 continue
-            storage.sync(self._versions(name))
+            failpoints.reach("models.add.published")
             return version
 
-    def _versions(self, name: str) -> Path:
-        return self._root / name / "versions"
+    def _files(self, version: Version) -> str:
+        return str(self.facts(version)["folder"])
 
-    def _log(self, name: str) -> Path:
-        return self._root / name / "log"
+    def _numbers(self, folder: str) -> list[int]:
+        """Numbers of the entries in a folder, ascending."""
+        names = self._storage.names(folder)
+        return sorted(int(n.removesuffix(".json")) for n in names if not storage.is_partial(n))
 
 
-def _number(version: Version) -> int:
-    return version.number
+def _versions(name: str) -> str:
+    return f"{MODELS}/{name}/versions"
+
+
+def _log(name: str) -> str:
+    return f"{MODELS}/{name}/log"
+
+
+def _entry(version: Version) -> str:
+    return f"{_versions(version.name)}/{version.number:06d}.json"
+
+
+def _log_entry(name: str, number: int) -> str:
+    return f"{_log(name)}/{number:06d}.json"

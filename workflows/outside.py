@@ -9,7 +9,8 @@ from pathlib import Path
 from trainers import documents, manifest
 from trainers.config import SourceConfig, TaskDataConfig
 from trainers.errors import DataError
-from workflows.config import ConfigError, PipelineConfig
+from workflows import custom
+from workflows.config import ConfigError, CustomConfig, PipelineConfig
 from workflows.digests import DigestCache, Finding
 
 # Raise when a file that was found fine before might not be found so now, or with other columns.
@@ -30,6 +31,8 @@ class OutsideData:
     tokenizer: Digests
     model: Digests
     tasks: Mapping[str, Digests]
+    custom: Mapping[str, Mapping[str, tuple[str, str]]]
+    """Path and SHA-256 of what each of the user's own steps reads, by the name it uses."""
 
 
 def inspect(config: PipelineConfig, base: Path) -> OutsideData:
@@ -43,12 +46,17 @@ def inspect(config: PipelineConfig, base: Path) -> OutsideData:
     """
     try:
         with DigestCache() as cache:
-            corpus = [_source(source, base, cache) for source in config.corpus.sources]
+            corpus = [
+                _source(source, base, cache) for source in config.corpus.sources if not source.step
+            ]
             return OutsideData(
                 corpus={path: digest for digests in corpus for path, digest in digests.items()},
                 tokenizer=_folder(config.tokenizer.from_, "tokenizer.json", base, cache),
                 model=_folder(config.model.from_, "config.json", base, cache),
                 tasks={name: _task(task.data, base, cache) for name, task in config.tasks.items()},
+                custom={
+                    name: _custom(name, step, base, cache) for name, step in config.steps.items()
+                },
             )
     except DataError as error:
         raise ConfigError(str(error)) from error
@@ -77,6 +85,26 @@ def _task(data: TaskDataConfig, base: Path, cache: DigestCache) -> Digests:
         _require_column(data.text, finding.columns, file, "text")
         _require_column(data.label, finding.columns, file, "label")
     return {str(file): finding.sha256}
+
+
+def _custom(
+    name: str, step: CustomConfig, base: Path, cache: DigestCache
+) -> Mapping[str, tuple[str, str]]:
+    problem = custom.problem(step.uses, base)
+    if problem:
+        raise DataError(f"steps.{name}.uses: {problem}")
+    found = {}
+    for key, path in step.files.items():
+        place = (base / path).absolute()
+        if not place.exists():
+            raise DataError(f"steps.{name}.files.{key}: {place}: no such file or folder")
+        digest = (
+            _digest_of_folder(place, cache)
+            if place.is_dir()
+            else _finding(place, "dataset", "utf-8", cache).sha256
+        )
+        found[key] = (str(place), digest)
+    return found
 
 
 def _folder(path: str | None, marker: str, base: Path, cache: DigestCache) -> Digests:

@@ -1,6 +1,12 @@
 """A pipeline configuration to its steps: pure. The spec classes are all a stage may know."""
 
-from cluster.config import SearchConfig
+import heapq
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from cluster.config import SearchConfig, WorkerConfig
 from trainers.config import (
     CorpusConfig,
     ModelConfig,
@@ -9,11 +15,20 @@ from trainers.config import (
     TaskConfig,
     TokenizerConfig,
 )
-from workflows.config import ControlsConfig, FinalConfig, PipelineConfig, PromoteConfig
+from workflows.config import (
+    ConfigError,
+    ControlsConfig,
+    CustomConfig,
+    FinalConfig,
+    PipelineConfig,
+    PromoteConfig,
+    suggestion,
+)
 from workflows.outside import OutsideData
-from workflows.steps import Step
+from workflows.steps import CUSTOM, Step
 
-# Raise a stage's number when its output changes for the same spec and inputs.
+# Raise a stage's number when its output changes for the same spec and inputs. The user's own steps
+# bring theirs with them.
 STAGE_VERSIONS = {
     "data": 1,
     "corpus": 1,
@@ -26,6 +41,14 @@ STAGE_VERSIONS = {
     "report": 1,
     "track": 1,
 }
+
+
+class CorpusSpec(Schema):
+    """What `corpus` knows."""
+
+    corpus: CorpusConfig
+    made: dict[str, str]
+    """Paths below the outputs of the user's own steps, by the input's name."""
 
 
 class TokenizerSpec(Schema):
@@ -80,95 +103,189 @@ class SummarySpec(Schema):
     """Of the pipeline."""
 
 
+class CustomSpec(Schema):
+    """What a step of the user's own knows."""
+
+    uses: str
+    """`package.module:function`."""
+    files: dict[str, str]
+    """SHA-256 of outside files, by the name the function knows them by."""
+    spec: dict[str, Any]
+
+
 def build_steps(config: PipelineConfig, outside: OutsideData) -> list[Step]:
-    """The steps in an order in which each stands behind its inputs."""
-    data = {
-        name: _step(f"{name}.data", "data", task.data, outside=dict(outside.tasks[name]))
-        for name, task in config.tasks.items()
-    }
-    base = _base_steps(config, outside, data)
-    tasks = [step for name in config.tasks for step in _task_steps(config, name, data, base)]
-    steps = [*data.values(), *base, *tasks]
+    """The steps in an order in which each stands behind its inputs.
+
+    Raises:
+        ConfigError: an input is no step, or steps wait for each other in a circle.
+    """
+    drafts = _drafts(config, outside)
+    _check_inputs(config, drafts)
+    built: dict[str, Step] = {}
+    for name in _in_order(drafts):
+        built[name] = drafts[name].step(built)
+    return list(built.values())
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A step before its inputs are known."""
+
+    name: str
+    kind: str
+    spec: Schema
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Names of steps, by the name the stage knows them by."""
+    outside: Mapping[str, str] = field(default_factory=dict)
+    version: int | None = None
+    runs_on_failure: bool = False
+    resources: WorkerConfig | None = None
+
+    def step(self, built: Mapping[str, Step]) -> Step:
+        """The step, once its inputs are built."""
+        return Step(
+            name=self.name,
+            kind=self.kind,
+            version=self.version or STAGE_VERSIONS[self.kind],
+            spec=self.spec,
+            inputs={key: built[name].ref for key, name in self.inputs.items()},
+            outside=dict(self.outside),
+            runs_on_failure=self.runs_on_failure,
+            resources=self.resources,
+        )
+
+
+def _drafts(config: PipelineConfig, outside: OutsideData) -> dict[str, _Draft]:
+    drafts = [
+        *(
+            _Draft(f"{name}.data", "data", task.data, outside=outside.tasks[name])
+            for name, task in config.tasks.items()
+        ),
+        *(_custom(name, config.steps[name], outside) for name in config.steps),
+        *_base_drafts(config, outside),
+        *(draft for name in config.tasks for draft in _task_drafts(config, name)),
+    ]
     summary = SummarySpec(name=config.name)
-    inputs = {step.name: step for step in steps}
+    everything = {draft.name: draft.name for draft in drafts}
+    drafts += [
+        _Draft(kind, kind, summary, everything, runs_on_failure=True)
+        for kind in ("track", "report")
+    ]
+    for name in config.steps:
+        if sum(draft.name == name for draft in drafts) > 1:
+            raise ConfigError(f"steps.{name}: the pipeline has a step of this name; take another")
+    return {draft.name: draft for draft in drafts}
+
+
+def _base_drafts(config: PipelineConfig, outside: OutsideData) -> list[_Draft]:
+    corpus: CorpusConfig = config.corpus
+    made = {f"source{n}": source for n, source in enumerate(corpus.sources) if source.step}
+    sequence_length = config.pretrain.sequence_length
     return [
-        *steps,
-        _step("track", "track", summary, inputs, runs_on_failure=True),
-        _step("report", "report", summary, inputs, runs_on_failure=True),
+        _Draft(
+            "corpus",
+            "corpus",
+            CorpusSpec(corpus=corpus, made={key: source.path for key, source in made.items()}),
+            {name: f"{name}.data" for name in corpus.held_out}
+            | {key: source.step for key, source in made.items() if source.step},
+            outside.corpus,
+        ),
+        _Draft(
+            "tokenizer",
+            "tokenizer",
+            TokenizerSpec(tokenizer=config.tokenizer, max_length=sequence_length),
+            {"corpus": "corpus"},
+            outside.tokenizer,
+        ),
+        _Draft(
+            "tokens",
+            "tokens",
+            TokensSpec(sequence_length=sequence_length),
+            {"corpus": "corpus", "tokenizer": "tokenizer"},
+        ),
+        _Draft(
+            "pretrain",
+            "pretrain",
+            PretrainSpec(model=config.model, pretrain=config.pretrain),
+            {"tokenizer": "tokenizer", "tokens": "tokens"},
+            outside.model,
+        ),
     ]
 
 
-def _base_steps(
-    config: PipelineConfig, outside: OutsideData, data: dict[str, Step]
-) -> tuple[Step, Step, Step, Step]:
-    corpus_spec: CorpusConfig = config.corpus
-    held_out = {name: data[name] for name in corpus_spec.held_out}
-    corpus = _step("corpus", "corpus", corpus_spec, held_out, dict(outside.corpus))
-    sequence_length = config.pretrain.sequence_length
-    tokenizer = _step(
-        "tokenizer",
-        "tokenizer",
-        TokenizerSpec(tokenizer=config.tokenizer, max_length=sequence_length),
-        {"corpus": corpus},
-        dict(outside.tokenizer),
-    )
-    tokens = _step(
-        "tokens",
-        "tokens",
-        TokensSpec(sequence_length=sequence_length),
-        {"corpus": corpus, "tokenizer": tokenizer},
-    )
-    pretrain = _step(
-        "pretrain",
-        "pretrain",
-        PretrainSpec(model=config.model, pretrain=config.pretrain),
-        {"tokenizer": tokenizer, "tokens": tokens},
-        dict(outside.model),
-    )
-    return corpus, tokenizer, tokens, pretrain
+def _task_drafts(config: PipelineConfig, name: str) -> list[_Draft]:
+    of, task = config.tasks[name], config.tasks[name].task
+    inputs = {"data": f"{name}.data", "pretrain": "pretrain"}
+    return [
+        _Draft(
+            f"{name}.tune",
+            "tune",
+            TuneSpec(task=task, search=of.search, max_epochs=of.max_epochs),
+            inputs,
+        ),
+        _Draft(
+            f"{name}.final",
+            "final",
+            FinalSpec(task=task, final=of.final, controls=of.controls),
+            {**inputs, "tune": f"{name}.tune"},
+        ),
+        _Draft(
+            f"{name}.promote",
+            "promote",
+            PromoteSpec(model=f"{config.name}.{name}", task=task, promote=of.promote),
+            {"data": f"{name}.data", "final": f"{name}.final"},
+        ),
+    ]
 
 
-def _task_steps(
-    config: PipelineConfig, name: str, data: dict[str, Step], base: tuple[Step, ...]
-) -> tuple[Step, Step, Step]:
-    pipeline_task, task = config.tasks[name], config.tasks[name].task
-    inputs = {"data": data[name], "pretrain": base[-1]}
-    tune = _step(
-        f"{name}.tune",
-        "tune",
-        TuneSpec(task=task, search=pipeline_task.search, max_epochs=pipeline_task.max_epochs),
-        inputs,
+def _custom(name: str, custom: CustomConfig, outside: OutsideData) -> _Draft:
+    found = outside.custom[name]
+    return _Draft(
+        name,
+        CUSTOM,
+        CustomSpec(
+            uses=custom.uses,
+            files={key: digest for key, (_, digest) in found.items()},
+            spec=custom.spec,
+        ),
+        {other: other for other in custom.inputs},
+        {path: digest for path, digest in found.values()},
+        version=custom.version,
+        resources=custom.resources,
     )
-    final = _step(
-        f"{name}.final",
-        "final",
-        FinalSpec(task=task, final=pipeline_task.final, controls=pipeline_task.controls),
-        {**inputs, "tune": tune},
-    )
-    promote = _step(
-        f"{name}.promote",
-        "promote",
-        PromoteSpec(model=f"{config.name}.{name}", task=task, promote=pipeline_task.promote),
-        {"data": data[name], "final": final},
-    )
-    return tune, final, promote
 
 
-def _step(
-    name: str,
-    kind: str,
-    spec: Schema,
-    inputs: dict[str, Step] | None = None,
-    outside: dict[str, str] | None = None,
-    *,
-    runs_on_failure: bool = False,
-) -> Step:
-    return Step(
-        name=name,
-        kind=kind,
-        version=STAGE_VERSIONS[kind],
-        spec=spec,
-        inputs=inputs or {},
-        outside=outside or {},
-        runs_on_failure=runs_on_failure,
-    )
+def _check_inputs(config: PipelineConfig, drafts: Mapping[str, _Draft]) -> None:
+    named = [
+        (f"steps.{name}.inputs", other)
+        for name, custom in config.steps.items()
+        for other in custom.inputs
+    ]
+    named += [
+        (f"corpus.sources.{n}.step", source.step)
+        for n, source in enumerate(config.corpus.sources)
+        if source.step
+    ]
+    named += [("cluster.steps", name) for name in config.cluster.steps]
+    for place, name in named:
+        if name not in drafts:
+            raise ConfigError(f"{place}: no step {name!r}{suggestion(name, drafts)}")
+
+
+def _in_order(drafts: Mapping[str, _Draft]) -> Iterator[str]:
+    """Names in the order of the drafts, but each behind its inputs."""
+    place = {name: number for number, name in enumerate(drafts)}
+    sorter = TopologicalSorter({name: draft.inputs.values() for name, draft in drafts.items()})
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        circle = " -> ".join(reversed(error.args[1]))
+        raise ConfigError(f"steps: {circle}: these steps wait for each other") from error
+    names, ready = list(drafts), [place[name] for name in sorter.get_ready()]
+    heapq.heapify(ready)
+    while ready:
+        name = names[heapq.heappop(ready)]
+        yield name
+        sorter.done(name)
+        for following in sorter.get_ready():
+            heapq.heappush(ready, place[following])

@@ -1,41 +1,44 @@
 """Runs steps in the order their inputs allow; one that fails stops only what needs it."""
 
+import heapq
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster import failures
-from cluster.config import ClusterConfig
 from cluster.failures import GiveUp, Retry
-from cluster.interface import Cluster, Outcome, Pending, TaskFailedError
+from cluster.interface import Outcome, Pending, TaskFailedError, WorkerLostError
+from trainers.reporting import StoppedError
 from workflows.artifacts import Artifacts
-from workflows.execution import RunPaths, run_step
+from workflows.execution import (
+    Assignment,
+    Busy,
+    Computed,
+    RunContext,
+    StopNotice,
+    lease_name,
+    run_step,
+)
 from workflows.journal import Journal
+from workflows.leases import Watch
+from workflows.ledger import Claim, Position, Record, Release
+from workflows.planning import AVAILABLE, ENDED, Plan, State
 from workflows.steps import Step
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
+_HELD_POLL_S = 1.0
+_LEAST_AT_ONCE = 16
+_AT_ONCE_PER_CPU = 4
+
 _INPUT_ERRORS = {"DataError"}
-
-
-class State(StrEnum):
-    """Where a step stands in a run."""
-
-    REUSED = "reused"
-    NOT_NEEDED = "not needed"
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    BLOCKED = "blocked"
-
-
-AVAILABLE = {State.REUSED, State.DONE}
-ENDED = AVAILABLE | {State.NOT_NEEDED, State.FAILED, State.BLOCKED}
+_TOLD_AS_THEY_ARE = _INPUT_ERRORS | {"StorageError", "DamagedArtifactError", "StoppedError"}
+# Kinds whose stage looks at the stop notice and saves its state before it ends.
+_HEED_STOP = {"pretrain"}
 
 
 @dataclass(frozen=True)
@@ -54,66 +57,56 @@ class RunResult:
 
     states: dict[str, State]
     failures: list[Failure] = field(default_factory=list)
+    is_stopped: bool = False
 
 
-def plan(steps: Sequence[Step], artifacts: Artifacts) -> dict[str, State]:
-    """What a run would do: a finished step needs none of its inputs."""
-    states = {
-        step.name: State.REUSED if artifacts.record(step) else State.NOT_NEEDED for step in steps
-    }
+@dataclass
+class _Work:
+    """A step under way."""
 
-    def need(step: Step) -> None:
-        if states[step.name] is State.NOT_NEEDED:
-            states[step.name] = State.WAITING
-            if not step.runs_on_failure:
-                for other in step.inputs.values():
-                    need(other)
-
-    for step in _last(steps):
-        need(step)
-    return states
+    name: str
+    started_at: float | None
+    """When its clock began to run; None until it is known to have begun."""
 
 
 def run(
     steps: Sequence[Step],
-    states: dict[str, State],
-    *,
-    cluster: Cluster,
-    execution: ClusterConfig,
-    paths: RunPaths,
-    base: Path,
+    plan: Plan,
+    context: RunContext,
     journal: Journal,
+    *,
+    fail_fast: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """Compute every step that `plan` left waiting.
 
+    Ctrl-C, or `pretune stop`, ends it cleanly: pretraining saves a checkpoint, other steps end at
+    once, claims are released. A second Ctrl-C does not wait for the checkpoint.
+
     Args:
         steps: of the pipeline.
-        states: what `plan` said.
-        cluster: where steps run.
-        execution: how gangs and trials run.
-        paths: of this run.
-        base: folder of the pipeline file.
+        plan: what is to be done.
+        context: where and how.
         journal: is told what happens.
+        fail_fast: whether the first failure ends the run.
         tick: called several times a second.
     """
-    loop = _Loop(steps, states, cluster, execution, paths, base, journal)
+    loop = _Loop(steps, plan, context, journal, fail_fast=fail_fast)
     try:
-        while loop.is_unfinished:
-            loop.advance()
-            tick()
+        while not loop.is_ended:
+            try:
+                loop.advance()
+                tick()
+            except KeyboardInterrupt:
+                if loop.is_stopping:
+                    raise
+                loop.stop()
     except BaseException:
-        cluster.cancel(list(loop.pending))
+        loop.abandon()
         raise
+    finally:
+        journal.flush()
     return loop.result
-
-
-def _last(steps: Sequence[Step]) -> list[Step]:
-    """Steps that no step strictly needs."""
-    needed = {
-        other.name for step in steps if not step.runs_on_failure for other in step.inputs.values()
-    }
-    return [step for step in steps if step.name not in needed]
 
 
 class _Loop:
@@ -122,87 +115,244 @@ class _Loop:
     def __init__(
         self,
         steps: Sequence[Step],
-        states: dict[str, State],
-        cluster: Cluster,
-        execution: ClusterConfig,
-        paths: RunPaths,
-        base: Path,
+        plan: Plan,
+        context: RunContext,
         journal: Journal,
+        *,
+        fail_fast: bool,
     ) -> None:
         self._steps = {step.name: step for step in steps}
-        self._cluster, self._execution = cluster, execution
-        self._paths, self._base, self._journal = paths, base, journal
-        self._searches = sum(step.kind == "tune" for step in steps)
+        self._context, self._cluster, self._journal = context, context.cluster, journal
+        self._ledger = Artifacts(context.paths.storage).ledger
+        self._watch, self._notice = Watch(context.paths.storage), StopNotice(context.paths)
+        self._fail_fast, self._stop_at = fail_fast, float("inf")
+        self._positions = dict(plan.positions)
+        self._forced = plan.forced
         self._attempts: dict[str, int] = dict.fromkeys(self._steps, 0)
-        self._not_before: dict[str, float] = {}
-        self.pending: dict[Pending, str] = {}
-        self.result = RunResult(dict(states))
+        self._pending: dict[Pending, _Work] = {}
+        self._held: dict[str, float] = {}
+        """When to look again at steps that somebody else holds."""
+        self._later: list[tuple[float, str]] = []
+        self._ready: deque[str] = deque()
+        self._dependents: dict[str, list[str]] = {name: [] for name in self._steps}
+        self._unfinished_inputs: dict[str, int] = {}
+        cpus = self._cluster.capacity().cpus
+        self._at_once = max(_LEAST_AT_ONCE, int(_AT_ONCE_PER_CPU * cpus))
+        self.result = RunResult(dict(plan.states))
+        self._unended = 0
+        self._link()
 
     @property
-    def is_unfinished(self) -> bool:
-        return any(state not in ENDED for state in self.result.states.values())
+    def is_ended(self) -> bool:
+        return self._unended == 0
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop_at < float("inf")
 
     def advance(self) -> None:
         """Start what can start, then wait a moment for something to end."""
-        for name in self._startable():
-            self._start(name)
-        if not self.pending:
-            time.sleep(_POLL_S)
+        if not self.is_stopping and self._notice():
+            self.stop()
+        self._look_at_held()
+        while self._later and self._later[0][0] <= time.monotonic():
+            self._ready.append(heapq.heappop(self._later)[1])
+        while self._ready and len(self._pending) < self._at_once:
+            self._start(self._ready.popleft())
+        self._end_overdue()
+        if not self._pending:
+            if not self._ready and not self.is_ended:
+                time.sleep(_POLL_S)
             return
-        for work in self._cluster.wait(list(self.pending), _POLL_S):
-            self._finish(self.pending.pop(work), work.result())
+        for work in self._cluster.wait(list(self._pending), _POLL_S):
+            self._finish(self._pending.pop(work), work.result())
 
-    def _startable(self) -> Iterable[str]:
-        for name, state in list(self.result.states.items()):
-            if state is not State.WAITING or time.monotonic() < self._not_before.get(name, 0.0):
+    def stop(self) -> None:
+        """Start nothing more, let pretraining save a checkpoint, end all the rest."""
+        paths = self._context.paths
+        paths.storage.write(paths.stop, b"")
+        self._stop_at = time.monotonic() + self._context.execution.stop_grace_s
+        self._ready.clear()
+        self._later.clear()
+        self._held.clear()
+        self._cancel(
+            [
+                work
+                for work, under_way in self._pending.items()
+                if self._steps[under_way.name].kind not in _HEED_STOP
+            ]
+        )
+        running = {work.name for work in self._pending.values()}
+        for name, state in self.result.states.items():
+            if state not in ENDED and name not in running:
+                self._set(name, State.STOPPED)
+        self.result.is_stopped = True
+
+    def abandon(self) -> None:
+        """End everything now."""
+        self._cancel(list(self._pending))
+
+    def _link(self) -> None:
+        """Count for each waiting step the inputs that have not ended yet."""
+        states = self.result.states
+        for name, step in self._steps.items():
+            if states[name] is not State.WAITING:
                 continue
-            inputs = [self.result.states[other.name] for other in self._steps[name].inputs.values()]
-            if not all(state in ENDED for state in inputs):
-                continue
-            broken = {State.FAILED, State.BLOCKED} & set(inputs)
-            if broken and not self._steps[name].runs_on_failure:
-                self._set(name, State.BLOCKED)
-            else:
-                yield name
+            self._unended += 1
+            open_inputs = {
+                other.name
+                for other in step.inputs.values()
+                if states[other.name] not in ENDED
+            }
+            self._unfinished_inputs[name] = len(open_inputs)
+            for other in open_inputs:
+                self._dependents[other].append(name)
+            if not open_inputs:
+                self._ready.append(name)
 
     def _start(self, name: str) -> None:
+        """Submit a step whose inputs have ended, unless they block it."""
+        step, states = self._steps[name], self.result.states
+        inputs = {key: other.name for key, other in step.inputs.items()}
+        available = {key: other for key, other in inputs.items() if states[other] in AVAILABLE}
+        if len(available) < len(inputs) and not step.runs_on_failure:
+            self._set(name, State.BLOCKED)
+            return
+        commits = {key: self._positions[other].committed for key, other in available.items()}
         self._attempts[name] += 1
         self._set(name, State.RUNNING, attempt=self._attempts[name])
         work = self._cluster.submit(
             run_step,
-            self._steps[name],
-            self._cluster,
-            self._execution,
-            self._paths,
-            self._base,
-            self._searches,
-            log=self._paths.log(name),
+            Assignment(
+                step,
+                self._positions[name],
+                {key: number for key, number in commits.items() if number},
+            ),
+            self._context,
+            log=self._context.paths.log(name),
+            worker=step.resources,
         )
-        self.pending[work] = name
+        self._pending[work] = _Work(name, None)
 
-    def _finish(self, name: str, outcome: Outcome) -> None:
-        if outcome.error is None:
-            self._set(name, State.DONE, facts=outcome.value)
+    def _finish(self, work: _Work, outcome: Outcome) -> None:
+        name = work.name
+        if outcome.error is not None:
+            self._fail(name, outcome.error)
             return
-        decision = failures.decide(
-            outcome.error, attempt=self._attempts[name], retry=self._execution.retry
-        )
-        match decision:
+        match outcome.value:
+            case Computed(commit, facts):
+                number = commit or self._positions[name].number
+                self._positions[name] = Position(number, None, commit)
+                self._set(name, State.DONE, facts=facts, commit=commit)
+            case Busy(position):
+                self._take(name, position)
+
+    def _take(self, name: str, position: Position) -> None:
+        """Act on where a step's log ends now: somebody else has written in it."""
+        before, self._positions[name] = self._positions[name], position
+        match position.entry:
+            case Record() as record:
+                self._positions[name] = replace(position, entry=None)
+                self._set(name, State.REUSED, cause=f"computed by run {record.run}")
+            case Claim() as claim:
+                if before.number != position.number:
+                    self._set(name, State.WAITING, cause=f"run {claim.run} computes it")
+                self._held[name] = time.monotonic() + _HELD_POLL_S
+            case _:
+                self._ready.append(name)
+
+    def _look_at_held(self) -> None:
+        now = time.monotonic()
+        for name in [name for name, look_at in self._held.items() if look_at <= now]:
+            del self._held[name]
+            step = self._steps[name]
+            position = self._ledger.position(step, self._positions[name])
+            claim = position.entry
+            if isinstance(claim, Claim) and self._watch.is_expired(
+                lease_name(step), position.number, claim.owner, claim.lease_s
+            ):
+                logger.warning("%s: %s is gone; taking over", name, claim.owner)
+                self._positions[name] = position
+                self._ready.append(name)
+            else:
+                self._take(name, position)
+
+    def _fail(self, name: str, error: WorkerLostError | TaskFailedError) -> None:
+        self._release(name)
+        if self.is_stopping:
+            self._set(name, State.STOPPED, cause=_one_line(error))
+            return
+        retry = self._context.execution.retry_of(name)
+        match failures.decide(error, attempt=self._attempts[name], retry=retry):
             case Retry(delay_s):
-                self._not_before[name] = time.monotonic() + delay_s
-                self._set(name, State.WAITING, cause=str(outcome.error))
+                heapq.heappush(self._later, (time.monotonic() + delay_s, name))
+                self._set(name, State.WAITING, cause=str(error))
             case GiveUp(reason):
-                error = outcome.error
-                is_input_error = (
-                    isinstance(error, TaskFailedError) and error.error_type in _INPUT_ERRORS
-                )
-                cause = (
-                    error.cause if isinstance(error, TaskFailedError) and is_input_error else reason
-                )
-                log = self._paths.log(name)
-                self.result.failures.append(Failure(name, cause, log, is_input_error))
-                self._set(name, State.FAILED, cause=cause, log=str(log))
+                self._give_up(name, error, reason)
+
+    def _give_up(self, name: str, error: Exception, reason: str) -> None:
+        error_type = error.error_type if isinstance(error, TaskFailedError) else ""
+        cause = _one_line(error) if error_type in _TOLD_AS_THEY_ARE else reason
+        log = self._context.paths.log(name)
+        failure = Failure(name, cause, log, error_type in _INPUT_ERRORS)
+        self.result.failures.append(failure)
+        self._set(name, State.FAILED, cause=cause, log=str(log))
+        if self._fail_fast:
+            self._cancel(list(self._pending))
+            for other, state in list(self.result.states.items()):
+                if state not in ENDED:
+                    self._set(other, State.BLOCKED, cause=f"{name} failed")
+            self._ready.clear()
+            self._later.clear()
+            self._held.clear()
+
+    def _end_overdue(self) -> None:
+        """End steps that have run longer than they may, or longer than a stop waits for them."""
+        now, execution = time.monotonic(), self._context.execution
+        for pending, work in list(self._pending.items()):
+            limit = execution.timeout_of(work.name)
+            if limit is not None and self._age(work, now) > limit:
+                self._cancel([pending])
+                error = TaskFailedError("TimeoutError", f"not done after {limit:g} s")
+                self._give_up(work.name, error, f"not done after {limit:g} s")
+        if now > self._stop_at:
+            for work in list(self._pending.values()):
+                self._set(work.name, State.STOPPED, cause="it did not stop in time")
+            self._cancel(list(self._pending))
+
+    def _age(self, work: _Work, now: float) -> float:
+        """Seconds since a step's process claimed it: what waited for a CPU has not begun."""
+        if work.started_at is None and self._ledger.is_followed(
+            self._steps[work.name], self._positions[work.name]
+        ):
+            work.started_at = now
+        return now - work.started_at if work.started_at is not None else 0.0
+
+    def _cancel(self, pending: Sequence[Pending]) -> None:
+        """End work and release what it holds; an entry in the log keeps it from committing."""
+        self._cluster.cancel(pending)
+        for work in pending:
+            self._release(self._pending.pop(work).name)
+
+    def _release(self, name: str) -> None:
+        """Take back a claim of this run whose process is gone."""
+        step = self._steps[name]
+        position = self._ledger.position(step, self._positions[name])
+        if isinstance(position.entry, Claim) and position.entry.run == self._context.paths.run_id:
+            position = self._ledger.append(step, position, Release()) or position
+        self._positions[name] = replace(position, entry=None)
 
     def _set(self, name: str, state: State, **facts: object) -> None:
+        was_ended = self.result.states[name] in ENDED
         self.result.states[name] = state
         self._journal.append("step", step=name, state=state, **facts)
+        if state in ENDED and not was_ended:
+            self._unended -= 1
+            for dependent in self._dependents[name]:
+                self._unfinished_inputs[dependent] -= 1
+                if not self._unfinished_inputs[dependent] and not self.is_stopping:
+                    self._ready.append(dependent)
+
+
+def _one_line(error: Exception) -> str:
+    return error.cause if isinstance(error, TaskFailedError) else str(error)

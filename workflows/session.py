@@ -11,20 +11,21 @@ from typing import Any
 from rich.console import Console
 
 from cluster import capacity
+from cluster.interface import Cluster
 from trainers.config import TaskConfig
-from workflows import outside, runner
+from workflows import outside, planning, probe, runner
 from workflows.artifacts import Artifacts
 from workflows.config import PipelineConfig, as_yaml
-from workflows.execution import RunPaths
-from workflows.journal import Journal, Tail, read
+from workflows.execution import RunContext, RunPaths
+from workflows.history import PLAN
+from workflows.journal import Journal, Tail
 from workflows.models import ModelStore
 from workflows.pipeline import build_steps
-from workflows.progress import LiveView, RunView
-from workflows.runner import RunResult, State
+from workflows.planning import Plan, Selection
+from workflows.progress import LiveView
+from workflows.runner import RunResult
 from workflows.steps import Step
-
-_PLAN = "plan.json"
-
+from workflows.storage import Storage
 
 @dataclass(frozen=True)
 class Session:
@@ -42,107 +43,107 @@ class Session:
 
         Raises:
             ConfigError: the data is not what the file says.
+            StorageError: the storage's client is not installed.
         """
         steps = build_steps(config, outside.inspect(config, base))
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         run_id = f"{config.name}-{stamp}-{uuid.uuid4().hex[:4]}"
-        return cls(config, base, steps, RunPaths(Path(config.storage).resolve(), run_id))
+        return cls(config, base, steps, RunPaths(Storage.at(config.storage), run_id))
 
     @property
     def artifacts(self) -> Artifacts:
         """Of the storage."""
-        return Artifacts(self.paths.storage / "artifacts")
+        return Artifacts(self.paths.storage)
 
-    def plan(self) -> dict[str, State]:
-        """What a run would do."""
-        return runner.plan(self.steps, self.artifacts)
+    def plan(self, selection: Selection | None = None) -> Plan:
+        """What a run would do.
 
-    def run(self, console: Console) -> RunResult:
+        Raises:
+            UnknownStepError: the selection names a step that is none.
+        """
+        return planning.plan(self.steps, self.artifacts.ledger, selection)
+
+    def run(
+        self, console: Console, selection: Selection | None = None, *, fail_fast: bool = False
+    ) -> RunResult:
         """Run what is not done; starts or joins Ray only if there is something to run.
 
         Raises:
             CapacityError: the cluster can never hold the workers; nothing was written.
+            StorageError: a node cannot see the storage; nothing was computed.
         """
-        states = self.plan()
-        if State.WAITING not in states.values():
-            return RunResult(states)
+        plan = self.plan(selection)
+        if planning.State.WAITING not in plan.states.values():
+            return RunResult(plan.states)
         from cluster.ray_cluster import connect  # loads Ray
 
         console.print(f"run {self.paths.run_id}", highlight=False)
         with connect(self.config.cluster) as cluster:
             capacity.check(self.config.cluster, cluster.capacity())
-            self._write_head(states)
-            tail = Tail(self.paths.events)
+            probe.check(self.paths.storage, cluster)
+            self.write_head(plan)
+            tail = Tail(self.paths.storage, self.paths.events)
             with LiveView(console, tail, [step.name for step in self.steps]) as live:
                 return runner.run(
                     self.steps,
-                    states,
-                    cluster=cluster,
-                    execution=self.config.cluster,
-                    paths=self.paths,
-                    base=self.base,
-                    journal=self._journal,
+                    plan,
+                    self.context(cluster),
+                    self.journal,
+                    fail_fast=fail_fast,
                     tick=live.tick,
                 )
 
+    def context(self, cluster: Cluster) -> RunContext:
+        """What the steps of this run share."""
+        searches = sum(step.kind == "tune" for step in self.steps)
+        return RunContext(cluster, self.config.cluster, self.paths, self.base, searches)
+
+    @property
+    def journal(self) -> Journal:
+        """Where the driver writes what happens."""
+        return Journal(self.paths.storage, self.paths.events, "run")
+
+    def write_head(self, plan: Plan) -> None:
+        """What the run is about, before its first step."""
+        where, directory = self.paths.storage, self.paths.directory
+        where.create(f"{directory}/pipeline.yaml", as_yaml(self.config).encode())
+        steps = {step.name: [step.kind, step.fingerprint] for step in self.steps}
+        head = {"schema_version": 2, "pipeline": self.config.name, "steps": steps}
+        where.create(f"{directory}/{PLAN}", json.dumps(head).encode())
+        journal = self.journal
+        for name, state in plan.states.items():
+            journal.append("step", step=name, state=state)
+        journal.flush()
+
     def summary(self, result: RunResult) -> dict[str, Any]:
         """What a person wants to know at the end."""
-        promotions = {
-            step.name: record.facts
-            for step in self.steps
-            if step.kind == "promote" and (record := self.artifacts.record(step))
-        }
-        store = ModelStore(self.paths.models)
+        promoting = [step for step in self.steps if step.kind == "promote"]
+        records = {step.name: self.artifacts.find(step) for step in promoting}
+        store = ModelStore(self.paths.storage)
         return {
+            "run": self.paths.run_id,
             "states": {name: str(state) for name, state in result.states.items()},
-            "promotions": promotions,
+            "promotions": {name: record.facts for name, record in records.items() if record},
             "champions": {
                 name: str(champion)
                 for name in store.names()
                 if (champion := store.champion(name)) is not None
             },
-            "report": str(self._report() or ""),
-            "models": str(self.paths.models),
+            "report": self._report() or "",
+            "models": self.paths.storage.url("models"),
             "mlflow": f"mlflow ui --backend-store-uri sqlite:///{self.paths.tracking}",
             "failures": [vars(failure) for failure in result.failures],
         }
 
-    @property
-    def _journal(self) -> Journal:
-        return Journal(self.paths.events, "run")
-
-    def _write_head(self, states: dict[str, State]) -> None:
-        """What the run is about, before its first step."""
-        self.paths.directory.mkdir(parents=True)
-        (self.paths.directory / "pipeline.yaml").write_text(as_yaml(self.config), "utf-8")
-        fingerprints = {step.name: step.fingerprint for step in self.steps}
-        (self.paths.directory / _PLAN).write_text(json.dumps(fingerprints, indent=1), "utf-8")
-        for name, state in states.items():
-            self._journal.append("step", step=name, state=state)
-
-    def _report(self) -> Path | None:
+    def _report(self) -> str | None:
         """This run's report, or the one of the run that computed it."""
-        if self.paths.report.is_file():
-            return self.paths.report
+        if self.paths.storage.exists(self.paths.report):
+            return self.paths.storage.url(self.paths.report)
         step = next(step for step in self.steps if step.kind == "report")
-        if self.artifacts.record(step) is None:
+        record = self.artifacts.find(step)
+        if record is None:
             return None
-        return self.artifacts.output(step) / self.paths.report.name
-
-
-def run_ids(storage: Path) -> list[str]:
-    """The runs of a storage folder, oldest first."""
-    found = [path.parent for path in storage.glob(f"runs/*/{_PLAN}")]
-    return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
-
-
-def view(paths: RunPaths) -> RunView:
-    """How far a run is."""
-    names = json.loads((paths.directory / _PLAN).read_text(encoding="utf-8"))
-    found = RunView(names)
-    for event in read(paths.events):
-        found.take(event)
-    return found
+        return str(self.artifacts.output(record) / "report.html")
 
 
 def predict(folder: Path, task: dict[str, Any], texts: Sequence[str]) -> list[dict[str, Any]]:

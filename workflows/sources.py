@@ -6,8 +6,10 @@ differs between minor versions: compare digests only of equal `sys.version_info[
 """
 
 import ast
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -44,6 +46,39 @@ into them. Else every stage would differ whenever the runner or the journal does
 
 _DIGITS = 16
 _IMPORTS = (ast.Import, ast.ImportFrom)
+
+
+def of_step(kind: str, uses: str | None, base: Path) -> str:
+    """The Python version and the digest of the code that computes a step.
+
+    Two of these tell something only when their Python versions are equal: see `are_comparable`.
+
+    Args:
+        kind: of the step.
+        uses: `package.module:function` of a step of the user's own.
+        base: folder of the pipeline file, where modules of the user's own are found first.
+    """
+    if uses is None:
+        digest = stage_digest(kind)
+    else:
+        with importable(base):
+            digest = source_digest(uses)
+    return f"{sys.version_info.major}{sys.version_info.minor}-{digest}"
+
+
+def are_comparable(one: str, other: str) -> bool:
+    """Whether two source digests were made by the same Python version."""
+    return one.partition("-")[0] == other.partition("-")[0]
+
+
+@contextlib.contextmanager
+def importable(base: Path) -> Iterator[None]:
+    """Modules beside the pipeline file are found first."""
+    sys.path.insert(0, str(base))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(base))
 
 
 @cache

@@ -1,7 +1,6 @@
 """One function per kind of step: the only place where trainers meet the cluster."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -12,12 +11,13 @@ from cluster import capacity
 from cluster.config import GangConfig
 from cluster.interface import SearchPlan
 from trainers import corpus, documents, finetune, pretrain, tasks, tokenizer, tokens
-from trainers.config import CorpusConfig, TaskDataConfig
+from trainers.config import TaskDataConfig
 from workflows import final
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
 from workflows.pipeline import (
+    CorpusSpec,
     PretrainSpec,
     PromoteSpec,
     SummarySpec,
@@ -29,6 +29,9 @@ from workflows.promotion import Evaluation, Promote, decide
 
 Facts = Mapping[str, Any]
 
+_CHECKPOINTS = "checkpoints"
+_RAY = "ray"
+
 
 def prepare_data(context: StageContext) -> Facts:
     """A task's rows, split."""
@@ -38,11 +41,17 @@ def prepare_data(context: StageContext) -> Facts:
 
 def build_corpus(context: StageContext) -> Facts:
     """Documents in shards, without the texts that tasks are tested on."""
-    config = context.spec(CorpusConfig)
-    files = [documents.expand(source.path, context.base) for source in config.sources]
-    held_out = [
-        text for task in context.step.inputs for text in tasks.test_texts(context.input(task))
+    spec = context.spec(CorpusSpec)
+    config, base = spec.corpus, context.run.base
+    folders = [
+        context.input(key) if (key := f"source{number}") in spec.made else base
+        for number in range(len(config.sources))
     ]
+    files = [
+        documents.expand(source.path, folder)
+        for source, folder in zip(config.sources, folders, strict=True)
+    ]
+    held_out = [text for task in config.held_out for text in tasks.test_texts(context.input(task))]
     return asdict(corpus.build(config, files, held_out, context.output))
 
 
@@ -51,7 +60,7 @@ def build_tokenizer(context: StageContext) -> Facts:
     spec = context.spec(TokenizerSpec)
     shards = corpus.shards(context.input("corpus"), corpus.TRAIN)
     texts = (text for shard in shards for text in corpus.read(shard))
-    built = tokenizer.build(spec.tokenizer, context.base, texts, spec.max_length)
+    built = tokenizer.build(spec.tokenizer, context.run.base, texts, spec.max_length)
     built.save_pretrained(str(context.output))
     return {"vocab_size": len(built)}
 
@@ -64,7 +73,9 @@ def pack_tokens(context: StageContext) -> Facts:
         for part in (corpus.TRAIN, corpus.VALIDATION)
         for shard in corpus.shards(context.input("corpus"), part)
     ]
-    packed = context.cluster.map(tokens.pack_shard, work, context.execution.trials, context.log)
+    packed = context.run.cluster.map(
+        tokens.pack_shard, work, context.run.execution.trials, context.log
+    )
     vocab_size = len(tokenizer.load(context.input("tokenizer")))
     tokens.write_index(
         context.output, packed, sequence_length=sequence_length, vocab_size=vocab_size
@@ -78,22 +89,25 @@ def pack_tokens(context: StageContext) -> Facts:
 
 def run_pretraining(context: StageContext) -> Facts:
     """The base model, trained by a gang."""
-    spec, gang = context.spec(PretrainSpec), context.execution.pretrain
+    spec, gang = context.spec(PretrainSpec), context.run.execution.pretrain
+    attempt = context.attempt
     work = pretrain.PretrainWork(
         model=spec.model,
         pretrain=spec.pretrain,
-        base=context.base,
+        base=context.run.base,
         tokenizer=context.input("tokenizer"),
         tokens=context.input("tokens"),
         output=context.output,
-        checkpoints=context.attempt.work / "checkpoints",
-        earlier_checkpoints=tuple(path / "checkpoints" for path in context.attempt.earlier_work),
+        checkpoints=attempt.work / _CHECKPOINTS,
+        earlier_checkpoints=tuple(attempt.earlier(_CHECKPOINTS)),
+        should_stop=context.should_stop,
+        on_checkpoint=attempt.keep,
     )
-    context.cluster.run_gang(
+    context.run.cluster.run_gang(
         partial(pretrain.run, work, _pretrain_execution(gang)),
         gang,
         name="pretrain",
-        directory=context.attempt.work / "ray",
+        directory=f"{attempt.shared_work}/{_RAY}",
         log=context.log,
         on_report=context.progress,
     )
@@ -104,12 +118,10 @@ def run_pretraining(context: StageContext) -> Facts:
 
 def tune(context: StageContext) -> Facts:
     """The trials of a task's search."""
-    spec, worker = context.spec(TuneSpec), context.execution.trials
-    directory = context.attempt.work / "ray"
-    for earlier in context.attempt.earlier_work:
-        if (earlier / "ray").is_dir() and not directory.exists():
-            shutil.copytree(earlier / "ray", directory)
-    results = context.cluster.run_trials(
+    spec, worker = context.spec(TuneSpec), context.run.execution.trials
+    attempt, cluster = context.attempt, context.run.cluster
+    attempt.go_on_with(_RAY)
+    results = cluster.run_trials(
         finetune.FineTuning,
         finetune.task_inputs(
             spec.task,
@@ -123,9 +135,9 @@ def tune(context: StageContext) -> Facts:
             worker,
             metric=spec.task.metric,
             max_epochs=spec.max_epochs,
-            slots=capacity.trials_at_once(context.cluster.capacity(), worker, context.searches),
+            slots=capacity.trials_at_once(cluster.capacity(), worker, context.run.searches),
         ),
-        directory=directory,
+        directory=f"{attempt.shared_work}/{_RAY}",
         log=context.log,
         on_result=context.progress.of_trial,
     )
@@ -145,7 +157,7 @@ def promote(context: StageContext) -> Facts:
     """A version in the model store, and the alias `champion` when it is better."""
     spec = context.spec(PromoteSpec)
     result = json.loads((context.input("final") / final.RESULT).read_text(encoding="utf-8"))
-    store = ModelStore(context.paths.models)
+    store = ModelStore(context.run.paths.storage)
     champion = store.champion(spec.model)
     incumbent = None
     if champion is not None:
@@ -165,12 +177,13 @@ def promote(context: StageContext) -> Facts:
         spec.model,
         context.input("final") / final.MODEL,
         fingerprint=context.step.inputs["final"].fingerprint,
+        attempt=context.records["final"].attempt,
         task=spec.task.model_dump(mode="json"),
         scores=result["test"],
     )
     promoted = isinstance(verdict, Promote)
     if promoted:
-        store.promote(version, expected=champion, reason=verdict.reason, run=context.paths.run_id)
+        store.promote(version, expected=champion, reason=verdict.reason, run=context.run.paths.run_id)
     return {
         "model": str(version),
         "promoted": promoted,
@@ -186,7 +199,8 @@ def write_report(context: StageContext) -> Facts:
 
     name = context.spec(SummarySpec).name
     page = report.render(name, list(context.step.inputs), _finished(context))
-    context.paths.report.write_text(page, encoding="utf-8")
+    paths = context.run.paths
+    paths.storage.write(paths.report, page.encode())
     (context.output / "report.html").write_text(page, encoding="utf-8")
     return {"report_bytes": len(page.encode())}
 
@@ -195,16 +209,16 @@ def track(context: StageContext) -> Facts:
     """The run, its trials and its models in MLflow."""
     from workflows import tracking  # imports MLflow
 
-    mirror = tracking.Mirror(context.spec(SummarySpec).name, context.paths.tracking)
-    store = ModelStore(context.paths.models)
-    return {"uri": mirror.uri, "runs": mirror.run(context.paths.run_id, _finished(context), store)}
+    mirror = tracking.Mirror(context.spec(SummarySpec).name, context.run.paths.tracking)
+    store = ModelStore(context.run.paths.storage)
+    return {"uri": mirror.uri, "runs": mirror.run(context.run.paths.run_id, _finished(context), store)}
 
 
 def _finished(context: StageContext) -> dict[str, Finished]:
     return {
         name: Finished(record, context.input(name))
         for name in context.step.inputs
-        if (record := context.input_record(name)) is not None
+        if (record := context.records.get(name)) is not None
     }
 
 

@@ -6,11 +6,44 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
+from cluster.config import WorkerConfig
 from trainers.config import WHERE, Schema
+
+
+CUSTOM = "custom"
+"""The kind of the user's own steps."""
+
+
+class Identified(Protocol):
+    """What it takes to find a step's artifact."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def kind(self) -> str:
+        """Which stage computes it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Its identity."""
+
+
+@dataclass(frozen=True)
+class StepRef:
+    """A step as others see it: its name and identity, without its own inputs.
+
+    Steps refer to each other by these, so that a step stays small however long the chain before it.
+    """
+
+    name: str
+    kind: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +62,7 @@ class Step:
     spec: Schema
     """All that the stage may know of the pipeline file."""
 
-    inputs: Mapping[str, "Step"] = field(default_factory=dict)
+    inputs: Mapping[str, StepRef] = field(default_factory=dict)
     """Steps whose outputs it reads, by the name the stage knows them by."""
 
     outside: Mapping[str, str] = field(default_factory=dict)
@@ -37,6 +70,19 @@ class Step:
 
     runs_on_failure: bool = False
     """Whether it makes do with those inputs that succeeded; then it is not kept."""
+
+    resources: WorkerConfig | None = None
+    """What its process is given, where it computes by itself; no part of the identity."""
+
+    @property
+    def uses(self) -> str | None:
+        """The function of a step of the user's own, as `package.module:function`."""
+        return getattr(self.spec, "uses", None) if self.kind == CUSTOM else None
+
+    @cached_property
+    def ref(self) -> StepRef:
+        """This step for those that read its output."""
+        return StepRef(self.name, self.kind, self.fingerprint)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from workflows.artifacts import Finished
 from workflows.models import CHAMPION, ModelStore, Version
+from workflows.storage import scheme_of
 
 _ARTIFACTS = "mlflow-artifacts"
 _LONGEST_PARAM = 500
@@ -23,6 +24,7 @@ class Mirror:
 
     def __init__(self, pipeline: str, database: Path) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
+        database.parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(uri)
         self.uri = uri
         self._client = MlflowClient(uri)
@@ -100,7 +102,7 @@ class Mirror:
             "pretune.fingerprint": store.facts(version)["fingerprint"],
         }
         made = self._client.create_model_version(
-            version.name, source=store.folder(version).as_uri(), run_id=run, tags=tags
+            version.name, source=_uri(store.folder(version)), run_id=run, tags=tags
         )
         return str(made.version)
 
@@ -125,3 +127,7 @@ class Mirror:
         for start in range(0, max(1, len(metrics)), 1000):
             chunk = metrics[start : start + 1000]
             self._client.log_batch(run, chunk, shown if start == 0 else (), tags)
+
+
+def _uri(place: str) -> str:
+    return place if scheme_of(place) else Path(place).as_uri()

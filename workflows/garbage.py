@@ -1,0 +1,186 @@
+"""What nothing needs any more: found by reachability, removed on demand."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from workflows import storage
+from workflows.artifacts import ARTIFACTS, WORK, attempts_folder
+from workflows.history import head, run_ids
+from workflows.leases import Watch
+from workflows.ledger import Claim, Ledger, Position, Record, stem_of
+from workflows.models import MODELS, ModelStore
+from workflows.steps import StepRef
+from workflows.storage import Storage
+
+_LEASES = "leases"
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file or folder that nothing needs."""
+
+    name: str
+    size_bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
+class _Log:
+    """A step's log as it stands."""
+
+    kind: str
+    stem: str
+    record: Record | None
+    """The newest commit."""
+    claim: Claim | None
+    """A claim behind it."""
+    number: int
+
+    @property
+    def lease(self) -> str:
+        return f"{_LEASES}/{self.kind}/{self.stem}"
+
+
+class Collector:
+    """Finds what no kept run's plan and no promoted model reaches.
+
+    Kept are the artifacts of the steps that kept runs planned, and of versions in the model store.
+    Of a step that is not finished the newest attempt stays: the next run goes on from it. What a
+    live process holds is never touched; a process on another host is watched for the length of its
+    lease before it is taken for dead.
+    """
+
+    def __init__(
+        self,
+        where: Storage,
+        *,
+        keep_runs: int,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._storage, self._keep_runs = where, keep_runs
+        self._clock, self._sleep = clock, sleep
+        self._ledger, self._store = Ledger(where), ModelStore(where)
+        self._watch = Watch(where, clock)
+
+    def find(self) -> list[Garbage]:
+        """All garbage; changes nothing."""
+        logs = list(self._logs())
+        live = self._live([log for log in logs if log.claim is not None])
+        live_runs = {log.claim.run for log in live.values() if log.claim}
+        kept, old = self._runs(live_runs)
+        reached = self._reached(kept)
+        found = [self._garbage(f"runs/{run}", "an old run") for run in old]
+        known = {(log.kind, log.stem): log for log in logs}
+        for kind in self._storage.names(ARTIFACTS):
+            for stem in self._storage.names(f"{ARTIFACTS}/{kind}"):
+                known.setdefault((kind, stem), _Log(kind, stem, None, None, 0))
+        for key, log in known.items():
+            if key not in live:
+                found += self._of_step(log, is_reached=key in reached)
+        if not any(kind == "promote" for kind, _ in live):
+            found += self._of_models()
+        found += self._of_processes({log.lease for log in live.values()})
+        return found
+
+    def remove(self, garbage: Sequence[Garbage]) -> None:
+        """Remove it; of a step its log first, so that nobody believes what is left."""
+        for one in garbage:
+            parts = one.name.split("/")
+            if parts[0] == ARTIFACTS and len(parts) == 3:
+                self._ledger.forget(parts[1], parts[2])
+        for one in garbage:
+            self._storage.delete(one.name)
+
+    def _logs(self) -> Iterator[_Log]:
+        for kind in self._ledger.kinds():
+            for stem, numbers in self._ledger.logs(kind).items():
+                step = StepRef("", kind, stem)
+                position = self._ledger.position(step, Position(numbers[0] - 1))
+                claim = position.entry if isinstance(position.entry, Claim) else None
+                record = self._ledger.record(step, position.committed)
+                yield _Log(kind, stem, record, claim, position.number)
+
+    def _live(self, claimed: Sequence[_Log]) -> dict[tuple[str, str], _Log]:
+        """Those whose process lives, as far as anybody can tell after watching for a lease."""
+        live, undecided = {}, {(log.kind, log.stem): log for log in claimed}
+        until = self._clock() + max((log.claim.lease_s for log in claimed if log.claim), default=0)
+        while undecided:
+            for key, log in list(undecided.items()):
+                assert log.claim is not None
+                owner = log.claim.owner
+                if self._watch.is_expired(log.lease, log.number, owner, log.claim.lease_s):
+                    del undecided[key]
+                elif owner.is_known_alive or self._clock() > until + _POLL_S:
+                    live[key] = undecided.pop(key)
+            if undecided:
+                self._sleep(_POLL_S)
+        return live
+
+    def _runs(self, live: set[str]) -> tuple[list[str], list[str]]:
+        """Runs to keep and runs to remove."""
+        by_pipeline: dict[str, list[str]] = {}
+        for run in run_ids(self._storage):
+            by_pipeline.setdefault(run.rsplit("-", 3)[0], []).append(run)
+        kept, old = [], []
+        for runs in by_pipeline.values():
+            newest = set(runs[-self._keep_runs :]) | live
+            kept += [run for run in runs if run in newest]
+            old += [run for run in runs if run not in newest]
+        return kept, old
+
+    def _reached(self, runs: Sequence[str]) -> set[tuple[str, str]]:
+        heads = [found for run in runs if (found := head(self._storage, run)) is not None]
+        reached = {
+            (kind, stem_of(fingerprint))
+            for found in heads
+            for kind, fingerprint in found.steps.values()
+        }
+        for name in self._store.names():
+            for version in self._store.versions(name):
+                reached.add(("final", stem_of(self._store.facts(version)["fingerprint"])))
+        return reached
+
+    def _of_step(self, log: _Log, *, is_reached: bool) -> Iterator[Garbage]:
+        folder = attempts_folder(log.kind, log.stem)
+        if not is_reached:
+            yield self._garbage(folder, "no kept run planned this step")
+            return
+        attempts = self._storage.names(folder)
+        if log.record is not None:
+            keep = {log.record.attempt}
+            if self._storage.names(f"{folder}/{log.record.attempt}/{WORK}"):
+                yield self._garbage(f"{folder}/{log.record.attempt}/{WORK}", "work of a done step")
+        else:
+            keep = set(attempts[-1:])
+        for attempt in attempts:
+            if attempt not in keep:
+                yield self._garbage(f"{folder}/{attempt}", "an attempt that came to nothing")
+
+    def _of_models(self) -> Iterator[Garbage]:
+        for name in self._storage.names(MODELS):
+            versions = self._store.versions(name)
+            used = {str(self._store.facts(version)["folder"]) for version in versions}
+            for folder in self._storage.names(f"{MODELS}/{name}/files"):
+                if (place := f"{MODELS}/{name}/files/{folder}") not in used:
+                    yield self._garbage(place, "no version has these files")
+
+    def _of_processes(self, live_leases: set[str]) -> Iterator[Garbage]:
+        """Signs of life and half-written files of processes that are gone."""
+        for kind in self._storage.names(_LEASES):
+            for beat in self._storage.names(f"{_LEASES}/{kind}"):
+                if f"{_LEASES}/{kind}/{beat.partition('.')[0]}" not in live_leases:
+                    yield self._garbage(f"{_LEASES}/{kind}/{beat}", "its process is gone")
+        for probe in self._storage.names("probes"):
+            yield self._garbage(f"probes/{probe}", "its process is gone")
+        if live_leases:
+            return  # a live process may be writing
+        for folder in ("ledger", "done", "models", "runs"):
+            for name in self._storage.find(folder):
+                if storage.is_partial(name):
+                    yield self._garbage(f"{folder}/{name}", "a write that never ended")
+
+    def _garbage(self, name: str, why: str) -> Garbage:
+        return Garbage(name, self._storage.size(name), why)
