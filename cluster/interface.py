@@ -172,8 +172,9 @@ class Cluster(Protocol):
     ) -> None:
         """Run `function` on every rank of a gang, with torch's process group set up around it.
 
-        `directory` is a folder or URL that every node sees. Rank 0's reports reach `on_report`, in rank 0's process. A lost worker restarts the whole
-        gang, which is to go on from what it saved.
+        `directory` is a folder or URL that every node sees. Rank 0's reports reach `on_report`, in
+        rank 0's process. A lost worker restarts the whole gang, which is to go on from what it
+        saved.
 
         Raises:
             TaskFailedError: a rank raised.

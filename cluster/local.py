@@ -61,7 +61,7 @@ class LocalCluster:
         function: Callable[..., Any],
         *args: Any,
         log: Path,
-        worker: WorkerConfig | None = None,  # noqa: ARG002 -- nothing is shared out here
+        worker: WorkerConfig | None = None,
     ) -> Pending:
         """Run it now."""
         log.parent.mkdir(parents=True, exist_ok=True)

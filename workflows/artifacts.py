@@ -77,7 +77,6 @@ class Attempt:
         since_commit = f"{self.claimed.committed + 1:06d}"
         return [f"{folder}/{name}/{WORK}" for name in names if since_commit <= name < own]
 
-
     def earlier(self, part: str) -> list[Path]:
         """A part of earlier attempts' work on this node, newest first. To be read only."""
         names = [f"{name}/{part}" for name in self.earlier_work]
@@ -195,9 +194,10 @@ class Artifacts:
     def release(self, step: Identified, attempt: Attempt) -> None:
         """Give up an attempt that failed: its claim and output go, its work stays for the next."""
         self.ledger.append(step, attempt.claimed, Release())
-        shutil.rmtree(attempt.output, ignore_errors=True)
-        if not self.storage.is_local:
+        has_work = any(path.is_file() for path in attempt.work.rglob("*"))
+        if not self.storage.is_local or not has_work:
             shutil.rmtree(attempt.directory, ignore_errors=True)
+        shutil.rmtree(attempt.output, ignore_errors=True)
 
     def discard(self, attempt: Attempt) -> None:
         """Remove all that an attempt wrote."""

@@ -9,21 +9,23 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.capacity import CapacityError
 from cluster.interface import UnreachableError
-from workflows import session
+from workflows import history, session
 from workflows.config import ConfigError, PipelineConfig, load_config
 from workflows.execution import RunPaths
 from workflows.models import ModelStore, ModelStoreError
+from workflows.planning import AVAILABLE, Selection, UnknownStepError
 from workflows.progress import RunView
-from workflows.runner import State
+from workflows.runner import RunResult
 from workflows.session import Session
+from workflows.storage import Storage, StorageError
 
 FAILED, USAGE, STOPPED = 1, 2, 4
 
 _STORAGE = "./pretune-data"
-_PLANS = {State.REUSED: "REUSE", State.WAITING: "RUN", State.NOT_NEEDED: "NOT NEEDED"}
 
 app = typer.Typer(
     help="Pretrain once, tune for everything, promote what is proved.",
@@ -42,7 +44,17 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-StorageOption = Annotated[Path, typer.Option("--storage", help="The storage folder.")]
+StorageOption = Annotated[str, typer.Option("--storage", help="The storage: a folder or URL.")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="STEP", help="Run this step and no other.")
+]
+From = Annotated[
+    list[str] | None,
+    typer.Option("--from", metavar="STEP", help="Compute this and all behind it anew."),
+]
+Force = Annotated[
+    list[str] | None, typer.Option("--force", metavar="STEP", help="Compute this alone anew.")
+]
 
 
 @app.command()
@@ -59,89 +71,192 @@ def validate(pipeline: PipelineFile, overrides: Overrides = None, as_json: AsJso
 
 
 @app.command()
-def plan(pipeline: PipelineFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show which steps would run and which results are reused.
+def plan(
+    pipeline: PipelineFile,
+    overrides: Overrides = None,
+    only: Only = None,
+    from_: From = None,
+    force: Force = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do with each step, why, and what it needs.
+
+    REUSE: there is a result. RUN: there is none; the reason is the field, input or file that
+    changed. BLOCKED: an input is missing. DRIFT: the result was computed by other code.
 
     Example: `pretune plan examples/demo.yaml --set pretrain.seed=1`
     """
+    from workflows.explain import explain
+
     opened = _open(pipeline, overrides)
-    states = opened.plan()
-    rows = [
-        {
-            "step": step.name,
-            "plan": _PLANS[states[step.name]],
-            "fingerprint": step.fingerprint,
-        }
-        for step in opened.steps
-    ]
+    found = list(explain(opened, opened.plan(_selection(only, from_, force))))
     if as_json:
-        _print_json(rows)
-    else:
-        out.print(_table(rows, short=("fingerprint",)))
+        _print_json([explanation.as_dict() for explanation in found])
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("step", no_wrap=True)
+    table.add_column("plan", no_wrap=True)
+    table.add_column("why and what for", overflow="fold")
+    for explanation in found:
+        table.add_row(explanation.step, explanation.plan, Text(explanation.line))
+    out.print(table)
 
 
 @app.command()
-def run(pipeline: PipelineFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def run(
+    pipeline: PipelineFile,
+    overrides: Overrides = None,
+    only: Only = None,
+    from_: From = None,
+    force: Force = None,
+    fail_fast: Annotated[
+        bool,
+        typer.Option(
+            "--fail-fast/--keep-going", help="End at the first failure, or run what it spares."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Run a pipeline; what is done already is reused, what was interrupted goes on.
+
+    Ctrl-C ends it cleanly, a second one at once.
 
     Example: `pretune run examples/demo.yaml`
     """
     opened = _open(pipeline, overrides)
     console = Console(stderr=True) if as_json else out
+    selection = _selection(only, from_, force)
+    planned = opened.plan(selection)
+    if planned.missing:
+        name, missing = next(iter(planned.missing.items()))
+        raise _usage_error(
+            f"{name} needs {', '.join(missing)}; run them first, or leave --only out"
+        )
     # A scheduler's notice ends a run as Ctrl-C does: cleanly.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = opened.run(console)
+        result = opened.run(console, selection, fail_fast=fail_fast)
     except (CapacityError, UnreachableError) as error:
         raise _usage_error(str(error)) from None
     except KeyboardInterrupt:
+        result = None
+    if result is None or result.is_stopped:
         err.print("stopped; what was finished is kept, run the same command to go on")
-        raise typer.Exit(STOPPED) from None
+        raise typer.Exit(STOPPED)
     summary = opened.summary(result)
     if as_json:
         _print_json(summary)
     else:
         session.print_summary(out, summary)
-    for failure in result.failures:
-        err.print(f"[red]failed:[/red] {failure.step}: ", end="")
-        err.print(failure.cause, markup=False, soft_wrap=True)
-        err.print(f"        log: {failure.log}", markup=False, soft_wrap=True)
+    _print_failures(result)
     if result.failures:
         is_usage = all(failure.is_input_error for failure in result.failures)
         raise typer.Exit(USAGE if is_usage else FAILED)
 
 
 @app.command()
+def adopt(
+    pipeline: PipelineFile,
+    step: Annotated[str, typer.Argument(help="The step, as `pretune plan` names it.")],
+    path: Annotated[Path, typer.Argument(help="The folder that stands for its output.")],
+    overrides: Overrides = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where the step has an output.")
+    ] = False,
+) -> None:
+    """Take an existing checkpoint or dataset in as a step's output.
+
+    Example: `pretune adopt pipeline.yaml pretrain ./my-base-model`
+    """
+    from workflows import adoption
+
+    opened = _open(pipeline, overrides)
+    opened.plan(Selection(only=frozenset({step})))  # there must be such a step
+    chosen = next(found for found in opened.steps if found.name == step)
+    try:
+        record = adoption.adopt(chosen, path, opened.artifacts, opened.paths.run_id, force=force)
+    except adoption.AdoptionError as error:
+        raise _usage_error(str(error)) from None
+    size = sum(file["size"] for file in record.files.values())
+    out.print(f"{step}: took in {len(record.files)} files, {size:,} bytes", highlight=False)
+
+
+@app.command()
 def status(
     run_id: Annotated[str | None, typer.Argument(help="A run; the newest where absent.")] = None,
-    storage: StorageOption = Path(_STORAGE),
+    storage: StorageOption = _STORAGE,
     as_json: AsJson = False,
 ) -> None:
     """Show how far a run is, from the storage alone.
 
     Example: `pretune status tweets-20261122-143000-1a2b --storage ./pretune-data`
     """
-    runs = session.run_ids(storage)
-    if not runs:
-        raise _usage_error(f"no runs in {storage}; give --storage")
-    chosen = run_id or runs[-1]
-    if chosen not in runs:
-        raise _usage_error(f"no run {chosen!r} in {storage}; the newest is {runs[-1]}")
-    view = session.view(RunPaths(storage, chosen))
+    paths = _run(run_id, storage)
+    view = history.view(paths)
     if as_json:
-        _print_json({"run": chosen, "steps": _states(view)})
+        _print_json({"run": paths.run_id, "steps": _states(view)})
     else:
-        out.print(chosen)
+        out.print(paths.run_id)
         out.print(view.table())
 
 
+@app.command()
+def stop(
+    run_id: Annotated[str | None, typer.Argument(help="A run; the newest where absent.")] = None,
+    storage: StorageOption = _STORAGE,
+) -> None:
+    """Ask a run to end: pretraining saves a checkpoint, claims are released.
+
+    Works from any machine that sees the storage. The run sees it within seconds; the same `run`
+    command goes on later.
+
+    Example: `pretune stop tweets-20261122-143000-1a2b --storage ./pretune-data`
+    """
+    paths = _run(run_id, storage)
+    paths.storage.write(paths.stop, b"")
+    out.print(f"asked {paths.run_id} to end", highlight=False)
+
+
+@app.command()
+def gc(
+    storage: StorageOption = _STORAGE,
+    keep_runs: Annotated[
+        int, typer.Option(min=1, help="Newest runs of each pipeline whose artifacts stay.")
+    ] = 10,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; else only tell.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find what nothing needs any more, and with --delete remove it.
+
+    Kept are the results of the newest runs, what they could still go on from, and what versions of
+    the model store came from. What a live process holds is never touched.
+
+    Example: `pretune gc --storage ./pretune-data --keep-runs 3`
+    """
+    from workflows.garbage import Collector
+
+    collector = Collector(Storage.at(storage), keep_runs=keep_runs)
+    found = collector.find()
+    if delete:
+        collector.remove(found)
+    if as_json:
+        _print_json([vars(garbage) for garbage in found])
+        return
+    for garbage in found:
+        line = f"{garbage.size_bytes:>14,}  {garbage.name}  ({garbage.why})"
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    total = sum(garbage.size_bytes for garbage in found)
+    done = "removed" if delete else "would be removed; add --delete to remove them"
+    out.print(f"{len(found)} files and folders, {total:,} bytes {done}", highlight=False)
+
+
 @models.command("list")
-def models_list(storage: StorageOption = Path(_STORAGE), as_json: AsJson = False) -> None:
+def models_list(storage: StorageOption = _STORAGE, as_json: AsJson = False) -> None:
     """List the models, their versions and champions.
 
     Example: `pretune models list --storage ./pretune-data`
     """
-    store = ModelStore(storage / "models")
+    store = ModelStore(Storage.at(storage))
     rows = []
     for name in store.names():
         champion = store.champion(name)
@@ -165,14 +280,14 @@ def models_list(storage: StorageOption = Path(_STORAGE), as_json: AsJson = False
 @models.command("show")
 def models_show(
     reference: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")],
-    storage: StorageOption = Path(_STORAGE),
+    storage: StorageOption = _STORAGE,
     as_json: AsJson = False,
 ) -> None:
     """Show one version: scores, files, promotions. Every file is compared with its digest.
 
     Example: `pretune models show tweets.sentiment@champion`
     """
-    store = ModelStore(storage / "models")
+    store = ModelStore(Storage.at(storage))
     version = store.resolve(reference)
     facts = {
         "model": str(version),
@@ -198,14 +313,14 @@ def models_show(
 def predict(
     reference: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")],
     texts: Annotated[list[str], typer.Argument(help="Texts to label.")],
-    storage: StorageOption = Path(_STORAGE),
+    storage: StorageOption = _STORAGE,
     as_json: AsJson = False,
 ) -> None:
     """Label texts with a model of the store.
 
     Example: `pretune predict tweets.sentiment@champion "what a lovely flight"`
     """
-    store = ModelStore(storage / "models")
+    store = ModelStore(Storage.at(storage))
     version = store.resolve(reference)
     folder = store.verified(version)
     task = store.facts(version)["task"]
@@ -221,7 +336,7 @@ def main() -> None:
     """The entry point: what a user got wrong is one message and exit code 2."""
     try:
         app()
-    except (ConfigError, ModelStoreError) as error:
+    except (ConfigError, ModelStoreError, StorageError, UnknownStepError) as error:
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(USAGE)
 
@@ -229,6 +344,35 @@ def main() -> None:
 def _open(pipeline: Path, overrides: list[str] | None) -> Session:
     config: PipelineConfig = load_config(pipeline, overrides or ())
     return Session.open(config, pipeline.resolve().parent)
+
+
+def _selection(
+    only: list[str] | None, from_: list[str] | None, force: list[str] | None
+) -> Selection:
+    return Selection(frozenset(only or ()), frozenset(from_ or ()), frozenset(force or ()))
+
+
+def _run(run_id: str | None, storage: str) -> RunPaths:
+    """A run of a storage; the newest where none is named."""
+    where = Storage.at(storage)
+    runs = history.run_ids(where)
+    if not runs:
+        raise _usage_error(f"no runs in {storage}; give --storage")
+    if run_id is not None and run_id not in runs:
+        raise _usage_error(f"no run {run_id!r} in {storage}; the newest is {runs[-1]}")
+    return RunPaths(where, run_id or runs[-1])
+
+
+def _print_failures(result: RunResult) -> None:
+    done = sum(state in AVAILABLE for state in result.states.values())
+    for failure in result.failures:
+        err.print(f"[red]failed:[/red] {failure.step}: ", end="")
+        err.print(failure.cause, markup=False, soft_wrap=True)
+        err.print(f"        log: {failure.log}", markup=False, soft_wrap=True)
+        err.print(
+            f"        kept: {done} finished steps{failure.kept}", markup=False, soft_wrap=True
+        )
+        err.print("        next: mend the cause and run the same command again", markup=False)
 
 
 def _usage_error(message: str) -> typer.Exit:

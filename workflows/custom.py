@@ -4,7 +4,6 @@ import ast
 import importlib
 import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -20,6 +20,7 @@ _VERDICTS = {
     State.BLOCKED: "BLOCKED",
     State.NOT_NEEDED: "NOT NEEDED",
 }
+_DRIFT = "DRIFT: computed by other code; --force computes it anew"
 _MOST_RUNS = 50
 _MOST_CHANGES = 3
 _LONGEST_VALUE = 40
@@ -80,21 +81,21 @@ class _Explainer:
     def explanation(self, step: Step) -> Explanation:
         state = self._plan.states[step.name]
         has_drifted = state is State.REUSED and self._has_drifted(step)
-        why = {
-            State.REUSED: lambda: "DRIFT: computed by other code; --force computes it anew"
-            if has_drifted
-            else "",
-            State.WAITING: lambda: self._why_run(step),
-            State.BLOCKED: lambda: f"needs {', '.join(self._plan.missing[step.name])}",
-        }.get(state, lambda: "")()
         return Explanation(
             step=step.name,
             plan=_VERDICTS[state],
-            why=why,
+            why=_DRIFT if has_drifted else self._why(step, state),
             needs=_needs(step, self._session.config) if state is State.WAITING else {},
             fingerprint=step.fingerprint,
             has_drifted=has_drifted,
         )
+
+    def _why(self, step: Step, state: State) -> str:
+        if state is State.WAITING:
+            return self._why_run(step)
+        if state is State.BLOCKED:
+            return f"needs {', '.join(self._plan.missing[step.name])}"
+        return ""
 
     def _has_drifted(self, step: Step) -> bool:
         recorded = self._plan.positions[step.name].source

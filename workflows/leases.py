@@ -65,9 +65,8 @@ class Owner(BaseModel):
     def _runs(self) -> bool:
         try:
             process = psutil.Process(self.pid)
-            return (
-                process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
-            )
+            is_same = bool(process.create_time() == self.started)
+            return is_same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 

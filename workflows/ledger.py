@@ -1,9 +1,9 @@
 """One log per step identity: who works on it, and what it came to.
 
 Entries are numbered files, each created exclusively. Claims and commits compete for the same next
-number: an owner whose claim is entry n can only commit as entry n + 1, which whoever takes its lease
-over has created before. So a late owner cannot commit, whatever the clocks say; the number is the
-fencing token.
+number: an owner whose claim is entry n can only commit as entry n + 1, and whoever took its lease
+over has created that entry before. So a late owner cannot commit, whatever the clocks say; the
+number is the fencing token.
 """
 
 from collections.abc import Iterable
@@ -234,4 +234,3 @@ def _stem(step: Identified) -> str:
 
 def _name(step: Identified, number: int) -> str:
     return f"{_LEDGER}/{step.kind}/{_stem(step)}.{number:0{_DIGITS}d}.json"
-

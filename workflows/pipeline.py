@@ -249,7 +249,7 @@ def _custom(name: str, custom: CustomConfig, outside: OutsideData) -> _Draft:
             spec=custom.spec,
         ),
         {other: other for other in custom.inputs},
-        {path: digest for path, digest in found.values()},
+        dict(found.values()),
         version=custom.version,
         resources=custom.resources,
     )

@@ -11,8 +11,7 @@ from pathlib import Path
 from cluster import failures
 from cluster.failures import GiveUp, Retry
 from cluster.interface import Outcome, Pending, TaskFailedError, WorkerLostError
-from trainers.reporting import StoppedError
-from workflows.artifacts import Artifacts
+from workflows.artifacts import Artifacts, attempts_folder
 from workflows.execution import (
     Assignment,
     Busy,
@@ -24,7 +23,7 @@ from workflows.execution import (
 )
 from workflows.journal import Journal
 from workflows.leases import Watch
-from workflows.ledger import Claim, Position, Record, Release
+from workflows.ledger import Claim, Position, Record, Release, stem_of
 from workflows.planning import AVAILABLE, ENDED, Plan, State
 from workflows.steps import Step
 
@@ -49,6 +48,8 @@ class Failure:
     cause: str
     log: Path
     is_input_error: bool
+    kept: str = ""
+    """What of the step itself a further run goes on from, as the end of a sentence."""
 
 
 @dataclass
@@ -200,9 +201,7 @@ class _Loop:
                 continue
             self._unended += 1
             open_inputs = {
-                other.name
-                for other in step.inputs.values()
-                if states[other.name] not in ENDED
+                other.name for other in step.inputs.values() if states[other.name] not in ENDED
             }
             self._unfinished_inputs[name] = len(open_inputs)
             for other in open_inputs:
@@ -294,7 +293,7 @@ class _Loop:
         error_type = error.error_type if isinstance(error, TaskFailedError) else ""
         cause = _one_line(error) if error_type in _TOLD_AS_THEY_ARE else reason
         log = self._context.paths.log(name)
-        failure = Failure(name, cause, log, error_type in _INPUT_ERRORS)
+        failure = Failure(name, cause, log, error_type in _INPUT_ERRORS, self._kept(name))
         self.result.failures.append(failure)
         self._set(name, State.FAILED, cause=cause, log=str(log))
         if self._fail_fast:
@@ -305,6 +304,13 @@ class _Loop:
             self._ready.clear()
             self._later.clear()
             self._held.clear()
+
+    def _kept(self, name: str) -> str:
+        """Whether an attempt at a step left something to go on from."""
+        step = self._steps[name]
+        folder = attempts_folder(step.kind, stem_of(step.fingerprint))
+        names = self._context.paths.storage.names(folder)
+        return f", and what {name} had saved" if names else ""
 
     def _end_overdue(self) -> None:
         """End steps that have run longer than they may, or longer than a stop waits for them."""

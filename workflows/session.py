@@ -27,6 +27,7 @@ from workflows.runner import RunResult
 from workflows.steps import Step
 from workflows.storage import Storage
 
+
 @dataclass(frozen=True)
 class Session:
     """One pipeline file and its storage."""

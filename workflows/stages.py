@@ -183,7 +183,9 @@ def promote(context: StageContext) -> Facts:
     )
     promoted = isinstance(verdict, Promote)
     if promoted:
-        store.promote(version, expected=champion, reason=verdict.reason, run=context.run.paths.run_id)
+        store.promote(
+            version, expected=champion, reason=verdict.reason, run=context.run.paths.run_id
+        )
     return {
         "model": str(version),
         "promoted": promoted,
@@ -211,7 +213,10 @@ def track(context: StageContext) -> Facts:
 
     mirror = tracking.Mirror(context.spec(SummarySpec).name, context.run.paths.tracking)
     store = ModelStore(context.run.paths.storage)
-    return {"uri": mirror.uri, "runs": mirror.run(context.run.paths.run_id, _finished(context), store)}
+    return {
+        "uri": mirror.uri,
+        "runs": mirror.run(context.run.paths.run_id, _finished(context), store),
+    }
 
 
 def _finished(context: StageContext) -> dict[str, Finished]:

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from cluster.config import WorkerConfig
 from trainers.config import WHERE, Schema
 
-
 CUSTOM = "custom"
 """The kind of the user's own steps."""
 

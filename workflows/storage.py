@@ -159,7 +159,9 @@ class Storage:
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         with self._told(name, "read"):
-            return self.path(name).is_file() if self.is_local else self._files.isfile(self.url(name))
+            return (
+                self.path(name).is_file() if self.is_local else self._files.isfile(self.url(name))
+            )
 
     def names(self, folder: str) -> list[str]:
         """Names of the files and folders directly in a folder, sorted; none where it is missing."""
@@ -362,4 +364,3 @@ def _partial(path: Path) -> Iterator[Path]:
 def _free(place: str) -> str:
     folder = next(path for path in Path(place).parents if path.exists())
     return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
-
