@@ -1,13 +1,18 @@
 """Small real pipelines: text from the standard library, models under 100,000 parameters."""
 
 import random
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import boto3
 import pytest
 import yaml
+from moto.server import ThreadedMotoServer
+
+from workflows.storage import Storage
 
 WORDS = [word for text in topics.values() for word in text.split() if word.isalpha()]
 
@@ -132,3 +137,50 @@ def write_pipeline(folder: Path, data: dict[str, Any]) -> Path:
     path = folder / "pipeline.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def s3(monkeypatch_session: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a bucket on an S3 server in this process."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in settings.items():
+        monkeypatch_session.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def monkeypatch_session() -> Iterator[pytest.MonkeyPatch]:
+    """Environment variables for the whole session."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty storage in a folder, and on an object store."""
+    if request.param == "local":
+        return Storage.at(tmp_path / "storage")
+    found: Storage = request.getfixturevalue("remote")
+    return found
+
+
+@pytest.fixture
+def remote(s3: str) -> Storage:
+    """An empty storage on an object store."""
+    return Storage.at(f"{s3}/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Storage:
+    """An empty storage in a folder."""
+    return Storage.at(tmp_path / "storage")

@@ -14,18 +14,28 @@ from rich.text import Text
 from cluster.capacity import CapacityError
 from cluster.interface import UnreachableError
 from workflows import history, session
+from workflows.cli_models import models, predict
 from workflows.config import ConfigError, PipelineConfig, load_config
+from workflows.console import (
+    FAILED,
+    STOPPED,
+    STORAGE,
+    USAGE,
+    AsJson,
+    StorageOption,
+    err,
+    out,
+    print_json,
+    usage_error,
+)
 from workflows.execution import RunPaths
-from workflows.models import ModelStore, ModelStoreError
+from workflows.models import ModelStoreError
 from workflows.planning import AVAILABLE, Selection, UnknownStepError
 from workflows.progress import RunView
 from workflows.runner import RunResult
 from workflows.session import Session
 from workflows.storage import Storage, StorageError
 
-FAILED, USAGE, STOPPED = 1, 2, 4
-
-_STORAGE = "./pretune-data"
 
 app = typer.Typer(
     help="Pretrain once, tune for everything, promote what is proved.",
@@ -33,18 +43,13 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-models = typer.Typer(help="Look at the model store.", no_args_is_help=True)
 app.add_typer(models, name="models")
-
-out = Console()
-err = Console(stderr=True)
+app.command()(predict)
 
 PipelineFile = Annotated[Path, typer.Argument(help="The pipeline file.", metavar="PIPELINE.yaml")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-StorageOption = Annotated[str, typer.Option("--storage", help="The storage: a folder or URL.")]
 Only = Annotated[
     list[str] | None, typer.Option("--only", metavar="STEP", help="Run this step and no other.")
 ]
@@ -58,14 +63,13 @@ Force = Annotated[
 
 
 @app.command()
-def validate(pipeline: PipelineFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a pipeline file and the data it names, without running anything.
+def validate(pipeline: PipelineFile, overrides: Overrides = None, as_json:     """Check a pipeline file and the data it names, without running anything.
 
     Example: `pretune validate examples/demo.yaml`
     """
     opened = _open(pipeline, overrides)
     if as_json:
-        _print_json({"valid": True, "steps": len(opened.steps), "name": opened.config.name})
+        print_json({"valid": True, "steps": len(opened.steps), "name": opened.config.name})
     else:
         out.print(f"{pipeline}: fine, {len(opened.steps)} steps")
 
@@ -77,8 +81,7 @@ def plan(
     only: Only = None,
     from_: From = None,
     force: Force = None,
-    as_json: AsJson = False,
-) -> None:
+    as_json: ) -> None:
     """Show what a run would do with each step, why, and what it needs.
 
     REUSE: there is a result. RUN: there is none; the reason is the field, input or file that
@@ -91,7 +94,7 @@ def plan(
     opened = _open(pipeline, overrides)
     found = list(explain(opened, opened.plan(_selection(only, from_, force))))
     if as_json:
-        _print_json([explanation.as_dict() for explanation in found])
+        print_json([explanation.as_dict() for explanation in found])
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("step", no_wrap=True)
@@ -115,8 +118,7 @@ def run(
             "--fail-fast/--keep-going", help="End at the first failure, or run what it spares."
         ),
     ] = False,
-    as_json: AsJson = False,
-) -> None:
+    as_json: ) -> None:
     """Run a pipeline; what is done already is reused, what was interrupted goes on.
 
     Ctrl-C ends it cleanly, a second one at once.
@@ -129,7 +131,7 @@ def run(
     planned = opened.plan(selection)
     if planned.missing:
         name, missing = next(iter(planned.missing.items()))
-        raise _usage_error(
+        raise usage_error(
             f"{name} needs {', '.join(missing)}; run them first, or leave --only out"
         )
     # A scheduler's notice ends a run as Ctrl-C does: cleanly.
@@ -137,7 +139,7 @@ def run(
     try:
         result = opened.run(console, selection, fail_fast=fail_fast)
     except (CapacityError, UnreachableError) as error:
-        raise _usage_error(str(error)) from None
+        raise usage_error(str(error)) from None
     except KeyboardInterrupt:
         result = None
     if result is None or result.is_stopped:
@@ -145,7 +147,7 @@ def run(
         raise typer.Exit(STOPPED)
     summary = opened.summary(result)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         session.print_summary(out, summary)
     _print_failures(result)
@@ -176,7 +178,7 @@ def adopt(
     try:
         record = adoption.adopt(chosen, path, opened.artifacts, opened.paths.run_id, force=force)
     except adoption.AdoptionError as error:
-        raise _usage_error(str(error)) from None
+        raise usage_error(str(error)) from None
     size = sum(file["size"] for file in record.files.values())
     out.print(f"{step}: took in {len(record.files)} files, {size:,} bytes", highlight=False)
 
@@ -184,9 +186,7 @@ def adopt(
 @app.command()
 def status(
     run_id: Annotated[str | None, typer.Argument(help="A run; the newest where absent.")] = None,
-    storage: StorageOption = _STORAGE,
-    as_json: AsJson = False,
-) -> None:
+    storage:     as_json: ) -> None:
     """Show how far a run is, from the storage alone.
 
     Example: `pretune status tweets-20261122-143000-1a2b --storage ./pretune-data`
@@ -194,7 +194,7 @@ def status(
     paths = _run(run_id, storage)
     view = history.view(paths)
     if as_json:
-        _print_json({"run": paths.run_id, "steps": _states(view)})
+        print_json({"run": paths.run_id, "steps": _states(view)})
     else:
         out.print(paths.run_id)
         out.print(view.table())
@@ -203,8 +203,7 @@ def status(
 @app.command()
 def stop(
     run_id: Annotated[str | None, typer.Argument(help="A run; the newest where absent.")] = None,
-    storage: StorageOption = _STORAGE,
-) -> None:
+    storage: ) -> None:
     """Ask a run to end: pretraining saves a checkpoint, claims are released.
 
     Works from any machine that sees the storage. The run sees it within seconds; the same `run`
@@ -219,13 +218,11 @@ def stop(
 
 @app.command()
 def gc(
-    storage: StorageOption = _STORAGE,
-    keep_runs: Annotated[
+    storage:     keep_runs: Annotated[
         int, typer.Option(min=1, help="Newest runs of each pipeline whose artifacts stay.")
     ] = 10,
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; else only tell.")] = False,
-    as_json: AsJson = False,
-) -> None:
+    as_json: ) -> None:
     """Find what nothing needs any more, and with --delete remove it.
 
     Kept are the results of the newest runs, what they could still go on from, and what versions of
@@ -240,7 +237,7 @@ def gc(
     if delete:
         collector.remove(found)
     if as_json:
-        _print_json([vars(garbage) for garbage in found])
+        print_json([vars(garbage) for garbage in found])
         return
     for garbage in found:
         line = f"{garbage.size_bytes:>14,}  {garbage.name}  ({garbage.why})"
@@ -248,88 +245,6 @@ def gc(
     total = sum(garbage.size_bytes for garbage in found)
     done = "removed" if delete else "would be removed; add --delete to remove them"
     out.print(f"{len(found)} files and folders, {total:,} bytes {done}", highlight=False)
-
-
-@models.command("list")
-def models_list(storage: StorageOption = _STORAGE, as_json: AsJson = False) -> None:
-    """List the models, their versions and champions.
-
-    Example: `pretune models list --storage ./pretune-data`
-    """
-    store = ModelStore(Storage.at(storage))
-    rows = []
-    for name in store.names():
-        champion = store.champion(name)
-        scores = store.facts(champion)["scores"] if champion else {}
-        rows.append(
-            {
-                "model": name,
-                "versions": len(store.versions(name)),
-                "champion": champion.number if champion else None,
-                **{metric: round(value, 4) for metric, value in scores.items()},
-            }
-        )
-    if as_json:
-        _print_json(rows)
-    elif rows:
-        out.print(_table(rows))
-    else:
-        out.print(f"no models in {storage}")
-
-
-@models.command("show")
-def models_show(
-    reference: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")],
-    storage: StorageOption = _STORAGE,
-    as_json: AsJson = False,
-) -> None:
-    """Show one version: scores, files, promotions. Every file is compared with its digest.
-
-    Example: `pretune models show tweets.sentiment@champion`
-    """
-    store = ModelStore(Storage.at(storage))
-    version = store.resolve(reference)
-    facts = {
-        "model": str(version),
-        "folder": str(store.verified(version)),
-        **{name: store.facts(version)[name] for name in ("scores", "created_at", "fingerprint")},
-        "files": store.facts(version)["files"],
-        "promotions": store.log(version.name),
-    }
-    if as_json:
-        _print_json(facts)
-        return
-    for name, value in facts.items():
-        if name in {"files", "promotions"}:
-            out.print(f"{name}:")
-            lines = value.items() if isinstance(value, dict) else enumerate(value, start=1)
-            for key, line in lines:
-                out.print(f"  {key}: {_told(line)}", markup=False, soft_wrap=True)
-        else:
-            out.print(f"{name}: {_told(value)}", markup=False, soft_wrap=True)
-
-
-@app.command()
-def predict(
-    reference: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")],
-    texts: Annotated[list[str], typer.Argument(help="Texts to label.")],
-    storage: StorageOption = _STORAGE,
-    as_json: AsJson = False,
-) -> None:
-    """Label texts with a model of the store.
-
-    Example: `pretune predict tweets.sentiment@champion "what a lovely flight"`
-    """
-    store = ModelStore(Storage.at(storage))
-    version = store.resolve(reference)
-    folder = store.verified(version)
-    task = store.facts(version)["task"]
-    rows = session.predict(folder, task, texts)
-    if as_json:
-        _print_json(rows)
-        return
-    for row in rows:
-        out.print(_prediction(row), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -357,9 +272,9 @@ def _run(run_id: str | None, storage: str) -> RunPaths:
     where = Storage.at(storage)
     runs = history.run_ids(where)
     if not runs:
-        raise _usage_error(f"no runs in {storage}; give --storage")
+        raise usage_error(f"no runs in {storage}; give --storage")
     if run_id is not None and run_id not in runs:
-        raise _usage_error(f"no run {run_id!r} in {storage}; the newest is {runs[-1]}")
+        raise usage_error(f"no run {run_id!r} in {storage}; the newest is {runs[-1]}")
     return RunPaths(where, run_id or runs[-1])
 
 
@@ -375,11 +290,6 @@ def _print_failures(result: RunResult) -> None:
         err.print("        next: mend the cause and run the same command again", markup=False)
 
 
-def _usage_error(message: str) -> typer.Exit:
-    err.print(message, markup=False, highlight=False, soft_wrap=True)
-    return typer.Exit(USAGE)
-
-
 def _states(view: RunView) -> dict[str, dict[str, Any]]:
     return {
         name: {"state": step.state, "elapsed_s": step.elapsed_s, **step.facts}
@@ -387,29 +297,3 @@ def _states(view: RunView) -> dict[str, dict[str, Any]]:
     }
 
 
-def _prediction(row: dict[str, Any]) -> str:
-    if isinstance(row["label"], list):
-        pairs = zip(row["text"], row["label"], strict=True)
-        return " ".join(word if label == "O" else f"{word}/{label}" for word, label in pairs)
-    return f"{row['label']} {row['score']:.3f}  {row['text']}"
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_told(item)}" for key, item in value.items())
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _table(rows: list[dict[str, Any]], short: tuple[str, ...] = ()) -> Table:
-    table = Table(box=None, pad_edge=False)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        cells = [str("" if row.get(name) is None else row[name]) for name in names]
-        table.add_row(*(c[:12] if n in short else c for n, c in zip(names, cells, strict=True)))
-    return table
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")

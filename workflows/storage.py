@@ -280,9 +280,11 @@ class Storage:
         """Turn what the system or a client raises into one message to act on."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError, StorageError):
+        except (FileExistsError, StorageError):
             raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and done == "read":
+                raise
             raise StorageError(explain(error, self.url(name), done)) from error
         except Exception as error:
             if self.is_local:
@@ -295,7 +297,7 @@ class Storage:
 
 def explain(error: OSError, place: str, done: str = "written") -> str:
     """One line: the place, the cause, the free space where that is the cause, the way out."""
-    cause = error.strerror or f"{type(error).__name__}: {error}"
+    cause = error.strerror or str(error) or type(error).__name__
     text = f"{place} cannot be {done}: {cause}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{text} ({_free(place)}); make room and run the same command again"

@@ -4,13 +4,14 @@ from pathlib import Path
 import pytest
 
 from workflows.models import ChampionChangedError, ModelStore, ModelStoreError, Version
+from workflows.storage import Storage
 
 NAME = "tiny.tone"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "models")
+def store(storage: Storage) -> ModelStore:
+    return ModelStore(storage)
 
 
 @pytest.fixture
@@ -23,7 +24,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def add(store: ModelStore, folder: Path, fingerprint: str) -> Version:
-    return store.add(NAME, folder, fingerprint=fingerprint, task={}, scores={"accuracy": 0.8})
+    return store.add(
+        NAME,
+        folder,
+        fingerprint=fingerprint,
+        attempt=f"attempt-{fingerprint}",
+        task={},
+        scores={"accuracy": 0.8},
+    )
 
 
 def promote(store: ModelStore, version: Version, expected: Version | None) -> None:
@@ -39,10 +47,14 @@ def test_versions_count_up_and_the_same_training_is_added_once(
     assert store.facts(second)["scores"] == {"accuracy": 0.8}
 
 
-def test_version_without_manifest_is_no_version(store: ModelStore, folder: Path) -> None:
-    version = add(store, folder, "a")
-    (store.folder(version) / "MANIFEST.json").unlink()
+def test_files_without_an_entry_are_no_version(
+    store: ModelStore, storage: Storage, folder: Path
+) -> None:
+    add(store, folder, "a")
+    storage.delete(f"models/{NAME}/versions/000001.json")
     assert store.versions(NAME) == []
+    assert store.names() == []
+    assert add(store, folder, "b").number == 1
 
 
 def test_alias_moves_only_from_the_champion_that_was_seen(store: ModelStore, folder: Path) -> None:
@@ -123,15 +135,27 @@ def test_name_that_could_leave_the_store_is_refused(
     store: ModelStore, folder: Path, name: str
 ) -> None:
     with pytest.raises(ModelStoreError):
-        store.add(name, folder, fingerprint="a", task={}, scores={})
+        store.add(name, folder, fingerprint="a", attempt="a", task={}, scores={})
 
 
-def test_flipped_bit_is_found_and_named(store: ModelStore, folder: Path) -> None:
+def test_flipped_bit_is_found_and_named(store: ModelStore, storage: Storage, folder: Path) -> None:
     version = add(store, folder, "a")
-    assert store.verified(version) == store.folder(version)
-    path = store.folder(version) / "model.safetensors"
-    content = bytearray(path.read_bytes())
+    name = f"{store.facts(version)['folder']}/model.safetensors"
+    assert store.folder(version) == storage.url(store.facts(version)["folder"])
+    content = bytearray(storage.read(name))
     content[100] ^= 1
-    path.write_bytes(content)
+    storage.write(name, bytes(content))
     with pytest.raises(ModelStoreError, match=r"model\.safetensors has other bytes"):
         store.verified(version)
+
+
+def test_intact_version_is_given_as_a_folder(store: ModelStore, folder: Path) -> None:
+    version = add(store, folder, "a")
+    for _ in range(2):
+        assert (store.verified(version) / "config.json").read_text() == "{}"
+
+
+def test_step_computed_anew_makes_another_version(store: ModelStore, folder: Path) -> None:
+    first = store.add(NAME, folder, fingerprint="a", attempt="1", task={}, scores={})
+    again = store.add(NAME, folder, fingerprint="a", attempt="2", task={}, scores={})
+    assert (first.number, again.number) == (1, 2)

@@ -1,10 +1,10 @@
 import io
-from pathlib import Path
 
 from rich.console import Console
 
 from workflows.journal import Journal, Tail
 from workflows.progress import LiveView, RunView, clock, detail
+from workflows.storage import Storage
 
 
 def view_of(*events: dict[str, object]) -> RunView:
@@ -60,10 +60,10 @@ def test_table_fits_80_columns_and_names_every_step() -> None:
     assert "failed" in text
 
 
-def test_in_a_pipe_each_change_is_one_plain_line(tmp_path: Path) -> None:
+def test_in_a_pipe_each_change_is_one_plain_line(local: Storage) -> None:
     file = io.StringIO()
-    journal = Journal(tmp_path, "run")
-    with LiveView(Console(file=file, width=80), Tail(tmp_path), ["pretrain"]):
+    journal = Journal(local, "events", "run")
+    with LiveView(Console(file=file, width=80), Tail(local, "events"), ["pretrain"]):
         journal.append("step", step="pretrain", state="waiting")
         journal.append("step", step="pretrain", state="running")
         journal.append("step", step="pretrain", state="done", facts={"tokens": 5})
@@ -78,11 +78,11 @@ def test_clock_counts_minutes() -> None:
     assert [clock(None), clock(5), clock(125.9)] == ["", "0:05", "2:05"]
 
 
-def test_in_a_terminal_the_table_is_redrawn(tmp_path: Path) -> None:
+def test_in_a_terminal_the_table_is_redrawn(local: Storage) -> None:
     file = io.StringIO()
-    journal = Journal(tmp_path, "run")
+    journal = Journal(local, "events", "run")
     console = Console(file=file, width=80, force_terminal=True)
-    with LiveView(console, Tail(tmp_path), ["pretrain", "report"]) as live:
+    with LiveView(console, Tail(local, "events"), ["pretrain", "report"]) as live:
         journal.append("step", step="pretrain", state="running")
         live.tick()
         journal.append("step", step="pretrain", state="failed", cause="no space")

@@ -23,6 +23,7 @@ PLUMBING = {
     "cluster.interface": "types",
     "cluster.logs": "where prints go",
     "workflows.artifacts": "where outputs are kept",
+    "workflows.storage": "where everything is kept",
     "workflows.config": "counted by its values, in the step's spec",
     "workflows.execution": "what every stage is given",
     "workflows.models": "where models are kept",

@@ -97,11 +97,13 @@ def test_steps_stand_behind_their_inputs(tmp_path: Path, pipeline: dict[str, Any
 
 
 def test_pretraining_depends_on_no_search(tmp_path: Path, pipeline: dict[str, Any]) -> None:
-    def ancestors(step: Step) -> set[str]:
-        direct = set(step.inputs.values())
-        return {other.name for other in direct}.union(*map(ancestors, direct))
+    steps = steps_of(tmp_path, pipeline)
 
-    assert ancestors(steps_of(tmp_path, pipeline)["pretrain"]) == {
+    def ancestors(name: str) -> set[str]:
+        direct = {other.name for other in steps[name].inputs.values()}
+        return direct.union(*map(ancestors, direct))
+
+    assert ancestors("pretrain") == {
         "tone.data",
         "corpus",
         "tokenizer",
