@@ -1,6 +1,5 @@
 """The command `pretune`. Loads no heavy library until a pipeline really runs."""
 
-import json
 import signal
 import sys
 from pathlib import Path
@@ -36,7 +35,6 @@ from workflows.runner import RunResult
 from workflows.session import Session
 from workflows.storage import Storage, StorageError
 
-
 app = typer.Typer(
     help="Pretrain once, tune for everything, promote what is proved.",
     no_args_is_help=True,
@@ -63,7 +61,12 @@ Force = Annotated[
 
 
 @app.command()
-def validate(pipeline: PipelineFile, overrides: Overrides = None, as_json:     """Check a pipeline file and the data it names, without running anything.
+def validate(
+    pipeline: PipelineFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a pipeline file and the data it names, without running anything.
 
     Example: `pretune validate examples/demo.yaml`
     """
@@ -81,7 +84,8 @@ def plan(
     only: Only = None,
     from_: From = None,
     force: Force = None,
-    as_json: ) -> None:
+    as_json: AsJson = False,
+) -> None:
     """Show what a run would do with each step, why, and what it needs.
 
     REUSE: there is a result. RUN: there is none; the reason is the field, input or file that
@@ -118,7 +122,8 @@ def run(
             "--fail-fast/--keep-going", help="End at the first failure, or run what it spares."
         ),
     ] = False,
-    as_json: ) -> None:
+    as_json: AsJson = False,
+) -> None:
     """Run a pipeline; what is done already is reused, what was interrupted goes on.
 
     Ctrl-C ends it cleanly, a second one at once.
@@ -131,9 +136,7 @@ def run(
     planned = opened.plan(selection)
     if planned.missing:
         name, missing = next(iter(planned.missing.items()))
-        raise usage_error(
-            f"{name} needs {', '.join(missing)}; run them first, or leave --only out"
-        )
+        raise usage_error(f"{name} needs {', '.join(missing)}; run them first, or leave --only out")
     # A scheduler's notice ends a run as Ctrl-C does: cleanly.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -186,7 +189,9 @@ def adopt(
 @app.command()
 def status(
     run_id: Annotated[str | None, typer.Argument(help="A run; the newest where absent.")] = None,
-    storage:     as_json: ) -> None:
+    storage: StorageOption = STORAGE,
+    as_json: AsJson = False,
+) -> None:
     """Show how far a run is, from the storage alone.
 
     Example: `pretune status tweets-20261122-143000-1a2b --storage ./pretune-data`
@@ -203,7 +208,8 @@ def status(
 @app.command()
 def stop(
     run_id: Annotated[str | None, typer.Argument(help="A run; the newest where absent.")] = None,
-    storage: ) -> None:
+    storage: StorageOption = STORAGE,
+) -> None:
     """Ask a run to end: pretraining saves a checkpoint, claims are released.
 
     Works from any machine that sees the storage. The run sees it within seconds; the same `run`
@@ -218,11 +224,13 @@ def stop(
 
 @app.command()
 def gc(
-    storage:     keep_runs: Annotated[
+    storage: StorageOption = STORAGE,
+    keep_runs: Annotated[
         int, typer.Option(min=1, help="Newest runs of each pipeline whose artifacts stay.")
     ] = 10,
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; else only tell.")] = False,
-    as_json: ) -> None:
+    as_json: AsJson = False,
+) -> None:
     """Find what nothing needs any more, and with --delete remove it.
 
     Kept are the results of the newest runs, what they could still go on from, and what versions of
@@ -295,5 +303,3 @@ def _states(view: RunView) -> dict[str, dict[str, Any]]:
         name: {"state": step.state, "elapsed_s": step.elapsed_s, **step.facts}
         for name, step in view.steps.items()
     }
-
-
