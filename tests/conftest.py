@@ -1,6 +1,7 @@
 """Small real pipelines: text from the standard library, models under 100,000 parameters."""
 
 import random
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,3 +185,17 @@ def remote(s3: str) -> Storage:
 def local(tmp_path: Path) -> Storage:
     """An empty storage in a folder."""
     return Storage.at(tmp_path / "storage")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte; needs the right to mount."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a file system here; the injected error is tested all the same")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

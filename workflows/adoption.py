@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from workflows.artifacts import Artifacts
-from workflows.ledger import Record
+from workflows.ledger import Claim, Record
 from workflows.steps import Step
 
 # What a step's readers open, as globs below its output folder.
@@ -45,6 +45,10 @@ def adopt(step: Step, source: Path, artifacts: Artifacts, run: str, *, force: bo
         raise AdoptionError(
             f"{step.name} has an output already; with --force the new one takes its place, "
             "and what was computed from the old one stays until you run --from"
+        )
+    if isinstance(position.entry, Claim) and not position.entry.owner.is_known_dead:
+        raise AdoptionError(
+            f"{position.entry.run} is computing {step.name}; wait for it, or stop it first"
         )
     attempt = artifacts.begin(step, position, run, _LEASE_S)
     if attempt is None:

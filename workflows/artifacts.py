@@ -193,11 +193,12 @@ class Artifacts:
 
     def release(self, step: Identified, attempt: Attempt) -> None:
         """Give up an attempt that failed: its claim and output go, its work stays for the next."""
-        self.ledger.append(step, attempt.claimed, Release())
+        # First of all make room: the disk may be full.
+        shutil.rmtree(attempt.output, ignore_errors=True)
         has_work = any(path.is_file() for path in attempt.work.rglob("*"))
         if not self.storage.is_local or not has_work:
             shutil.rmtree(attempt.directory, ignore_errors=True)
-        shutil.rmtree(attempt.output, ignore_errors=True)
+        self.ledger.append(step, attempt.claimed, Release())
 
     def discard(self, attempt: Attempt) -> None:
         """Remove all that an attempt wrote."""

@@ -4,9 +4,10 @@ import os
 import signal
 
 VARIABLE = "PRETUNE_FAIL_AT"
-"""`name` or `name:count`: kill this process when it reaches the place for the count-th time."""
+"""`name:count`: kill this process when it reaches the place for the count-th time."""
 
-_reached: dict[str, int] = {}
+reached: dict[str, int] = {}
+"""How often each place was reached, where the variable is set."""
 
 
 def reach(name: str) -> None:
@@ -14,8 +15,6 @@ def reach(name: str) -> None:
     wanted = os.environ.get(VARIABLE)
     if wanted is None:
         return
-    place, _, count = wanted.partition(":")
-    if place == name:
-        _reached[name] = _reached.get(name, 0) + 1
-        if _reached[name] == int(count or 1):
-            os.kill(os.getpid(), signal.SIGKILL)
+    reached[name] = reached.get(name, 0) + 1
+    if wanted == f"{name}:{reached[name]}":
+        os.kill(os.getpid(), signal.SIGKILL)

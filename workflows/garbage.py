@@ -1,5 +1,6 @@
 """What nothing needs any more: found by reachability, removed on demand."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,9 +48,9 @@ class Collector:
     """Finds what no kept run's plan and no promoted model reaches.
 
     Kept are the artifacts of the steps that kept runs planned, and of versions in the model store.
-    Of a step that is not finished the newest attempt stays: the next run goes on from it. What a
-    live process holds is never touched; a process on another host is watched for the length of its
-    lease before it is taken for dead.
+    Of a step that is not finished the newest attempt that saved anything stays: the next run goes
+    on from it. What a live process holds is never touched; a process on another host is watched for
+    the length of its lease before it is taken for dead.
     """
 
     def __init__(
@@ -154,7 +155,10 @@ class Collector:
             if self._storage.names(f"{folder}/{log.record.attempt}/{WORK}"):
                 yield self._garbage(f"{folder}/{log.record.attempt}/{WORK}", "work of a done step")
         else:
-            keep = set(attempts[-1:])
+            with_work = (
+                a for a in reversed(attempts) if self._storage.find(f"{folder}/{a}/{WORK}")
+            )
+            keep = set(itertools.islice(with_work, 1))
         for attempt in attempts:
             if attempt not in keep:
                 yield self._garbage(f"{folder}/{attempt}", "an attempt that came to nothing")

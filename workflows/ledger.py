@@ -162,7 +162,7 @@ class Ledger:
             self._storage.create(_name(step, number), content, durable=False)
         except storage.AlreadyExistsError:
             return None
-        failpoints.reach(f"ledger.{entry.entry}")
+        failpoints.reach("ledger.append")
         return Position(number, entry, after.committed, after.source)
 
     def commit(self, step: Identified, claimed: Position, record: Record) -> Position | None:

@@ -133,6 +133,8 @@ class _Loop:
         self._pending: dict[Pending, _Work] = {}
         self._held: dict[str, float] = {}
         """When to look again at steps that somebody else holds."""
+        self._told: dict[str, str] = {}
+        """Whose attempt at a held step the journal knows of."""
         self._later: list[tuple[float, str]] = []
         self._ready: deque[str] = deque()
         self._dependents: dict[str, list[str]] = {name: [] for name in self._steps}
@@ -166,7 +168,8 @@ class _Loop:
                 time.sleep(_POLL_S)
             return
         for work in self._cluster.wait(list(self._pending), _POLL_S):
-            self._finish(self._pending.pop(work), work.result())
+            if work in self._pending:  # a failure before it may have ended the run
+                self._finish(self._pending.pop(work), work.result())
 
     def stop(self) -> None:
         """Start nothing more, let pretraining save a checkpoint, end all the rest."""
@@ -212,6 +215,10 @@ class _Loop:
     def _start(self, name: str) -> None:
         """Submit a step whose inputs have ended, unless they block it."""
         step, states = self._steps[name], self.result.states
+        claim = self._positions[name].entry
+        if isinstance(claim, Claim):
+            self._hold(name, claim)
+            return
         inputs = {key: other.name for key, other in step.inputs.items()}
         available = {key: other for key, other in inputs.items() if states[other] in AVAILABLE}
         if len(available) < len(inputs) and not step.runs_on_failure:
@@ -248,17 +255,22 @@ class _Loop:
 
     def _take(self, name: str, position: Position) -> None:
         """Act on where a step's log ends now: somebody else has written in it."""
-        before, self._positions[name] = self._positions[name], position
+        self._positions[name] = position
         match position.entry:
             case Record() as record:
                 self._positions[name] = replace(position, entry=None)
                 self._set(name, State.REUSED, cause=f"computed by run {record.run}")
             case Claim() as claim:
-                if before.number != position.number:
-                    self._set(name, State.WAITING, cause=f"run {claim.run} computes it")
-                self._held[name] = time.monotonic() + _HELD_POLL_S
+                self._hold(name, claim)
             case _:
                 self._ready.append(name)
+
+    def _hold(self, name: str, claim: Claim) -> None:
+        """Look again in a while at a step that somebody else computes."""
+        self._held[name] = time.monotonic() + _HELD_POLL_S
+        if self._told.get(name) != claim.attempt:
+            self._told[name] = claim.attempt
+            self._set(name, State.WAITING, cause=f"run {claim.run} computes it")
 
     def _look_at_held(self) -> None:
         now = time.monotonic()
@@ -271,7 +283,7 @@ class _Loop:
                 lease_name(step), position.number, claim.owner, claim.lease_s
             ):
                 logger.warning("%s: %s is gone; taking over", name, claim.owner)
-                self._positions[name] = position
+                self._positions[name] = replace(position, entry=None)
                 self._ready.append(name)
             else:
                 self._take(name, position)

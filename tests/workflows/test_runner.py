@@ -1,21 +1,24 @@
 """The order of steps, on the cluster that runs in this process, with the tiny pipeline."""
 
 import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import write_pipeline
 
-from cluster.config import RetryConfig
+from cluster.config import RetryConfig, WorkerConfig
 from cluster.interface import Outcome, Pending, WorkerLostError
 from cluster.local import Done, LocalCluster
 from workflows import runner
 from workflows.artifacts import Artifacts
 from workflows.config import load_config
-from workflows.journal import Journal, read
-from workflows.runner import RunResult, State
+from workflows.execution import Computed
+from workflows.journal import read
+from workflows.ledger import stem_of
+from workflows.planning import State
+from workflows.runner import RunResult
 from workflows.session import Session
 from workflows.steps import Step
 
@@ -29,17 +32,22 @@ class Cluster(LocalCluster):
         self.lose: dict[str, int] = {}
         self.fail: set[str] = set()
 
-    def submit(self, function: Any, *args: Any, log: Path) -> Pending:
-        step: Step = args[0]
+    def submit(
+        self, function: Any, *args: Any, log: Path, worker: WorkerConfig | None = None
+    ) -> Pending:
+        assignment, context = args
+        step: Step = assignment.step
         self.started.append(step.name)
+        attempt = self.artifacts.begin(step, assignment.after, context.paths.run_id, lease_s=60)
+        assert attempt is not None
         if self.lose.get(step.name, 0) > 0:
             self.lose[step.name] -= 1
             return Done(Outcome(error=WorkerLostError("node died")))
         if step.name in self.fail:
             return super().submit(_raise, step.name, log=log)
-        attempt = self.artifacts.begin(step)
-        self.artifacts.commit(step, attempt, {}, elapsed_s=0)
-        return Done(Outcome(value={}))
+        position = self.artifacts.commit(step, attempt, {}, run=context.paths.run_id)
+        assert position is not None
+        return Done(Outcome(value=Computed(position.committed, {})))
 
 
 def _raise(name: str) -> None:
@@ -53,15 +61,9 @@ def session(tmp_path: Path, pipeline: dict[str, Any]) -> Session:
 
 def run(session: Session, cluster: Cluster, max_attempts: int = 3) -> RunResult:
     retry = RetryConfig(max_attempts=max_attempts, delay_s=0)
-    return runner.run(
-        session.steps,
-        session.plan(),
-        cluster=cluster,
-        execution=session.config.cluster.model_copy(update={"retry": retry}),
-        paths=session.paths,
-        base=session.base,
-        journal=Journal(session.paths.events, "run"),
-    )
+    execution = session.config.cluster.model_copy(update={"retry": retry})
+    context = replace(session.context(cluster), execution=execution)
+    return runner.run(session.steps, session.plan(), context, session.journal)
 
 
 def test_every_step_runs_once_behind_its_inputs(session: Session) -> None:
@@ -76,14 +78,15 @@ def test_every_step_runs_once_behind_its_inputs(session: Session) -> None:
 
 def test_second_run_reuses_everything(session: Session) -> None:
     run(session, Cluster(session.artifacts))
-    assert set(session.plan().values()) == {State.REUSED}
+    assert set(session.plan().states.values()) == {State.REUSED}
 
 
 def test_finished_step_does_not_rebuild_its_ancestors(session: Session) -> None:
     run(session, Cluster(session.artifacts))
-    for kind in ("corpus", "tokens", "tune", "promote"):
-        shutil.rmtree(session.paths.storage / "artifacts" / kind)
-    states = session.plan()
+    for step in session.steps:
+        if step.kind in ("corpus", "tokens", "tune", "promote"):
+            session.artifacts.ledger.forget(step.kind, stem_of(step.fingerprint))
+    states = session.plan().states
     assert states["corpus"] is State.NOT_NEEDED
     assert states["tone.tune"] is State.NOT_NEEDED
     assert states["pretrain"] is State.REUSED
@@ -134,22 +137,27 @@ def test_what_the_cluster_breaks_too_often_fails(session: Session) -> None:
 
 def test_interrupted_run_goes_on_where_it_was(session: Session) -> None:
     class Interrupted(Cluster):
-        def submit(self, function: Any, *args: Any, log: Path) -> Pending:
-            if args[0].name == "tone.final":
+        def submit(
+            self, function: Any, *args: Any, log: Path, worker: WorkerConfig | None = None
+        ) -> Pending:
+            if args[0].step.name == "tone.final":
                 raise KeyboardInterrupt
             return super().submit(function, *args, log=log)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(session, Interrupted(session.artifacts))
+    result = run(session, Interrupted(session.artifacts))
+    assert result.is_stopped
+    assert result.states["tone.final"] is State.STOPPED
+    assert result.states["pretrain"] is State.DONE
     cluster = Cluster(session.artifacts)
-    run(session, cluster)
+    again = replace(session, paths=replace(session.paths, run_id="again"))
+    assert set(run(again, cluster).states.values()) == {State.DONE, State.REUSED}
     assert "pretrain" not in cluster.started
     assert "tone.final" in cluster.started
 
 
 def test_journal_tells_the_states_of_every_step(session: Session) -> None:
     run(session, Cluster(session.artifacts))
-    events = read(session.paths.events)
+    events = read(session.paths.storage, session.paths.events)
     told = [event["state"] for event in events if event.get("step") == "pretrain"]
     assert told == ["running", "done"]
     assert all(json.dumps(event) for event in events)

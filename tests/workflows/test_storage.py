@@ -6,7 +6,6 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -132,20 +131,6 @@ def test_refused_connection_is_one_clear_error() -> None:
     )
     assert told.stdout.startswith("s3://bucket/x/a cannot be written"), told.stdout + told.stderr
     assert "connect" in told.stdout.lower()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte; needs the right to mount."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a file system here; the injected error is tested all the same")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_full_disk_is_told_with_the_free_space_and_leaves_the_last_state(small_disk: Path) -> None:
