@@ -10,8 +10,8 @@ What was chosen, and why (numbers: Dagster 1.13.29, 2 cores, 100 to 400 steps, m
   with `synchronous = FULL`, so the event log is on disk when the call returns. Outputs are plain
   writes. `DAGSTER_EVENT_BATCH_SIZE` made no difference: it batches asset events, which ops do not
   have. Nor did a no-op compute log manager.
-- Ops and not assets: an asset writes two more events for each step.
-- The console logger is at ERROR, so formatting events for a terminal is not measured. Telemetry off.
+- The console logger is at ERROR, so formatting events for a terminal is not measured. Telemetry
+  is off.
 
 The job is built before the clock starts, as a user's code location has loaded it.
 """
