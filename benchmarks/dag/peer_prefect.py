@@ -18,8 +18,8 @@ What was chosen, and why (numbers: Prefect 3.8.8, 2 cores, 400 steps, ms per ste
 
 Prefect's client runs the tasks and sends their states to the server in the background (its
 "client-side orchestration"). `seconds` ends when the flow returns: all results are on disk then,
-most run records are not. `recorded_s` is when the database had every task run as completed. The server records one
-task run at a time by default, which gives the best `seconds`. With
+most run records are not. `recorded_s` is when the database had every task run as completed. The
+server records one task run at a time by default, which gives the best `seconds`. With
 `PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE` and `..._READ_BATCH_SIZE` at 100 (set them in
 the environment to try it) 1000 steps were recorded after 10.8 s instead of 25.5 (wide) and 5.5
 instead of 23.9 (chain), while `seconds` went from 4.8 to 5.9 and from 3.9 to 4.7 (one run each).
