@@ -92,7 +92,7 @@ def run_gang(cluster: RayCluster, function: object, folder: Path) -> list[str]:
         function,  # type: ignore[arg-type]
         TWO,
         name="gang",
-        directory=folder / "ray",
+        directory=str(folder / "ray"),
         log=folder / "gang.log",
         on_report=partial(write_to, folder / "reports"),
     )
@@ -125,7 +125,7 @@ def search(
         ToyTrial,
         {"starts": starts, "marker": folder / "died"},
         SearchPlan(config, ONE, metric="score", max_epochs=4, slots=1),
-        directory=folder / directory,
+        directory=str(folder / directory),
         log=folder / "log",
         on_result=lambda trial, metrics: reports.append(metrics),
     )
@@ -217,7 +217,7 @@ def test_interrupted_search_goes_on_and_reports_to_its_new_run(
             ToyTrial,
             shared,
             plan,
-            directory=tmp_path / directory,
+            directory=str(tmp_path / directory),
             log=tmp_path / "log",
             on_result=listen,
         )

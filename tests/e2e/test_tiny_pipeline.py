@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,32 +12,15 @@ from typing import Any
 
 import pytest
 from conftest import tiny_pipeline, write_pipeline
+from processes import PRETUNE, pretune, traces_of_ray, wait_for
 
+from workflows.artifacts import Artifacts
 from workflows.journal import read
+from workflows.ledger import Position, Release
+from workflows.steps import StepRef
+from workflows.storage import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-PRETUNE = str(Path(sys.executable).with_name("pretune"))
-
-
-def pretune(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [PRETUNE, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=600, check=False
-    )
-
-
-def traces_of_ray() -> set[str]:
-    """Processes and folders of local Rays, whosever they are."""
-    found = {str(folder) for folder in Path("/tmp").glob("pretune-ray-*")}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if "pretune-ray-" in command or command.startswith("ray::"):
-            found.add(f"{path.parent.name} {command}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -97,7 +79,7 @@ def test_second_run_reuses_everything_and_starts_no_ray(finished: Run) -> None:
 def test_base_model_loads_with_no_missing_or_unexpected_keys(finished: Run) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    (folder,) = finished.storage.glob("artifacts/pretrain/*/attempts/*/output")
+    (folder,) = finished.storage.glob("artifacts/pretrain/*/*/output")
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
     assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size == 512
@@ -147,7 +129,7 @@ def test_models_are_listed_shown_and_used(finished: Run) -> None:
 def test_promoted_model_is_a_plain_hugging_face_folder(finished: Run) -> None:
     from transformers import pipeline
 
-    folder = finished.storage / "models" / "tiny.tone" / "versions" / "000001"
+    (folder,) = (finished.storage / "models" / "tiny.tone" / "files").iterdir()
     (answer,) = pipeline("text-classification", model=str(folder))("a wonderful day")
     assert answer["label"] == "good"
 
@@ -191,44 +173,53 @@ def test_task_that_fails_does_not_stop_the_other_and_is_named_at_the_end(finishe
     assert "did not get this far" in Path(summary["report"]).read_text(encoding="utf-8")
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 240) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.2)
-
-
 def checkpoints(storage: Path) -> int:
-    return len(
-        list(storage.glob("artifacts/pretrain/*/attempts/*/work/checkpoints/*/manifest.json"))
-    )
+    return len(list(storage.glob("artifacts/pretrain/*/*/work/checkpoints/*/manifest.json")))
 
 
-def run_until_signalled(pipeline: Path, storage: Path, number: signal.Signals) -> int:
-    """Send a signal once the run has written two more checkpoints; its exit code."""
+def run_until_stopped(pipeline: Path, storage: Path, stop: Callable[[int], None]) -> int:
+    """Stop a run in some way once it has written two more checkpoints; its exit code."""
     before = checkpoints(storage)
     process = subprocess.Popen(
         [PRETUNE, "run", str(pipeline)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     wait_for(lambda: checkpoints(storage) >= before + 2)
-    os.kill(process.pid, number)
+    stop(process.pid)
     return process.wait()
 
 
 def test_stopped_and_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     data = tiny_pipeline(tmp_path)
-    data["pretrain"]["tokens"] = 800 * 256
+    data["pretrain"]["tokens"] = 1200 * 256
     data["pretrain"]["checkpoint"] = {"every_steps": 20, "keep": 50}
     del data["tasks"]["places"]
     pipeline, storage = write_pipeline(tmp_path, data), tmp_path / "storage"
+    artifacts = Artifacts(Storage.at(storage))
+
+    def is_released() -> bool:
+        (folder,) = storage.glob("artifacts/pretrain/*")
+        position = artifacts.ledger.position(StepRef("", "pretrain", folder.name), Position())
+        return isinstance(position.entry, Release)
+
+    def signalled(number: signal.Signals) -> Callable[[int], None]:
+        return lambda process: os.kill(process, number)
+
+    def told(_: int) -> None:
+        answer = pretune("stop", "--storage", storage, folder=tmp_path)
+        assert answer.returncode == 0, answer.stderr
 
     before = traces_of_ray()
-    assert run_until_signalled(pipeline, storage, signal.SIGTERM) == 4
+    assert run_until_stopped(pipeline, storage, signalled(signal.SIGTERM)) == 4
+    assert is_released()
     assert traces_of_ray() - before == set()
-    assert run_until_signalled(pipeline, storage, signal.SIGKILL) == -signal.SIGKILL
+    assert run_until_stopped(pipeline, storage, told) == 4
+    assert is_released()
+    stopped_at = sorted(path.name for path in storage.glob("artifacts/pretrain/*/*/work/*/step-*"))
+    assert run_until_stopped(pipeline, storage, signalled(signal.SIGKILL)) == -signal.SIGKILL
+    assert not is_released()
     # Ray's agents notice a killed driver only after a minute; those that work, at once.
     wait_for(lambda: not any("RayTrainWorker" in trace for trace in traces_of_ray()), timeout_s=60)
-    assert not list(storage.glob("artifacts/pretrain/*/record.json"))
+    assert not list(storage.glob("done/pretrain/*"))
 
     answer = pretune("run", pipeline, "--json", folder=tmp_path)
     assert answer.returncode == 0, answer.stderr
@@ -237,17 +228,22 @@ def test_stopped_and_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     states = json.loads(answer.stdout)["states"]
     assert states["tokens"] == "reused"
     assert states["pretrain"] == "done"
-    second_run = max((storage / "runs").iterdir(), key=lambda path: path.name)
-    assert "resumed after step" in (second_run / "logs" / "pretrain.rank0.log").read_text()
+    # A stop saves a checkpoint of its own, wherever the training is.
+    assert any(int(name.removeprefix("step-")) % 20 for name in stopped_at)
+    last_run = max((storage / "runs").iterdir(), key=lambda path: path.name)
+    assert "resumed after step" in (last_run / "logs" / "pretrain.rank0.log").read_text()
     steps = [
         event["optimizer_step"]
-        for event in read(second_run / "events")
+        for event in read(Storage.at(storage), f"runs/{last_run.name}/events")
         if event["event"] == "progress"
     ]
-    assert steps[0] > 80  # two checkpoints of each interrupted run are behind it
-    assert steps[-1] == 800
-    facts = json.loads(
-        next(storage.glob("artifacts/pretrain/*/attempts/*/output/p*.json")).read_text()
-    )
-    assert facts["samples"] == 800 * 4
-    assert [point["optimizer_step"] for point in facts["history"]] == list(range(8, 801, 8))
+    assert steps[0] > 120  # two checkpoints of each interrupted run are behind it
+    assert steps[-1] == 1200
+    facts = json.loads(next(storage.glob("artifacts/pretrain/*/*/output/p*.json")).read_text())
+    assert facts["samples"] == 1200 * 4
+    assert [point["optimizer_step"] for point in facts["history"]] == list(range(12, 1201, 12))
+    # What the interrupted attempts left is garbage now.
+    found = json.loads(pretune("gc", "--storage", storage, "--json", folder=tmp_path).stdout)
+    assert len(found) >= 2
+    pretune("gc", "--storage", storage, "--delete", folder=tmp_path)
+    assert len(list(storage.glob("artifacts/pretrain/*/*"))) == 1
