@@ -1,6 +1,6 @@
 """Times 1,000 no-op steps, wide and as a chain, in pretune and its peers on this machine.
 
-    python benchmarks/dag/run.py --steps 1000 --repeats 3
+    python benchmarks/dag.py --steps 1000 --repeats 3
 
 Ray and pretune run in the environment of this process, each other peer in a virtual environment of
 its own with the versions in `peers.txt`. Runs are interleaved (one of each, then again), each in a
@@ -10,19 +10,19 @@ process and a folder of its own. Prints the table and writes `benchmarks/results
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+from machine import describe_machine
+
+HERE = Path(__file__).resolve().parent / "dag"
 SCRIPTS = {
     "ray": "peer_ray.py",
     "pretune": "subject_pretune.py",
@@ -31,7 +31,6 @@ SCRIPTS = {
 }
 SHAPES = ("wide", "chain")
 RUN_TIMEOUT_S = 3600.0
-FSYNC_REPEATS = 200
 
 Runs = dict[tuple[str, str], list[dict]]
 """(shape, peer) -> the JSON lines of its runs, in order."""
@@ -55,7 +54,7 @@ class Options:
     def command(self) -> str:
         """The command that repeats this; without the paths, which are this machine's."""
         only = "" if self.only == tuple(SCRIPTS) else f" --only {','.join(self.only)}"
-        return f"python benchmarks/dag/run.py --steps {self.steps} --repeats {self.repeats}{only}"
+        return f"python benchmarks/dag.py --steps {self.steps} --repeats {self.repeats}{only}"
 
 
 def parse_options() -> Options:
@@ -198,50 +197,6 @@ def build_table(runs: Runs, steps: int) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def measure_fsync_ms(folder: Path) -> float:
-    """Median time to append 4 KiB to a file in `folder` and sync it to the disk."""
-    times_s = []
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        for _ in range(FSYNC_REPEATS):
-            start = time.perf_counter()
-            file.write(b"x" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
-            times_s.append(time.perf_counter() - start)
-    return statistics.median(times_s) * 1000
-
-
-def read_cpu_model() -> str:
-    """The processor's name, as Linux has it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def read_filesystem(folder: Path) -> str:
-    """The type of the filesystem that holds `folder`, as Linux has it."""
-    mounts = Path("/proc/mounts")
-    if not mounts.is_file():
-        return "unknown"
-    fields = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
-    holding = [(len(f[1]), f[2]) for f in fields if folder.resolve().is_relative_to(f[1])]
-    return max(holding)[1] if holding else "unknown"
-
-
-def describe_machine(folder: Path) -> list[str]:
-    """What the numbers depend on, as Markdown; nothing that names this machine."""
-    fsync_ms = measure_fsync_ms(folder)
-    ram_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return [
-        f"- CPU: {read_cpu_model()}, {os.cpu_count()} cores",
-        f"- RAM: {ram_gib:.0f} GiB",
-        f"- Kernel: {platform.system()} {platform.release()}",
-        f"- Filesystem: {read_filesystem(folder)}",
-        f"- 4 KiB written and synced in {fsync_ms:.2f} ms (median of {FSYNC_REPEATS})",
-    ]
 
 
 def describe_versions(runs: Runs) -> list[str]:
