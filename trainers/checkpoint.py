@@ -7,13 +7,26 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trainers import manifest
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+
+
+class Share(Protocol):
+    """Where ranks that see no common folder put a checkpoint's files together."""
+
+    def push(self, folder: Path) -> None:
+        """Give this rank's files of a folder to the others."""
+
+    def pull(self, folder: Path) -> None:
+        """Take what the others gave of a folder."""
+
+    def remove(self, folder: Path) -> None:
+        """Remove what was given of a folder."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,9 @@ def newest(roots: Iterable[Path]) -> Checkpoint | None:
     return None
 
 
-def prune(root: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints."""
+def prune(root: Path, keep: int) -> list[Path]:
+    """Remove all but the `keep` newest checkpoints; the folders that are gone."""
     complete = sorted(path.parent for path in root.glob(f"step-*/{MANIFEST}"))
     for directory in complete[:-keep]:
         shutil.rmtree(directory)
+    return complete[:-keep]

@@ -58,8 +58,6 @@ class PretrainWork:
     """Of attempts before this one; only read."""
     should_stop: Callable[[], bool] = _never
     """Asked on rank 0: then all ranks save a checkpoint and raise `StoppedError`."""
-    on_checkpoint: Callable[[Path], None] | None = None
-    """Is given the folder of each complete checkpoint, on rank 0."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +70,22 @@ class PretrainExecution:
     use_gpu: bool
 
 
-def run(work: PretrainWork, execution: PretrainExecution, reporter: Reporter) -> None:
+def run(
+    work: PretrainWork,
+    execution: PretrainExecution,
+    reporter: Reporter,
+    share: checkpoint.Share | None = None,
+) -> None:
     """Train on this rank and export the model. Collective: every rank of the gang calls it.
 
     Goes on from the newest intact checkpoint. Ranks come from torchrun's environment variables;
-    with more than one, torch's process group must be set up.
+    with more than one, torch's process group must be set up. Ranks that see no common folder need a
+    `share`.
     """
     torch.set_num_threads(execution.threads)
     ranks = Ranks.from_environment()
     logger.info("rank %d of %d begins", ranks.rank, ranks.world_size)
-    session = _Session(work, execution, ranks)
+    session = _Session(work, execution, ranks, share)
     logger.info("model and optimizer are ready")
     session.resume()
     session.train(reporter)
@@ -91,8 +95,15 @@ def run(work: PretrainWork, execution: PretrainExecution, reporter: Reporter) ->
 class _Session:
     """One rank's training under way."""
 
-    def __init__(self, work: PretrainWork, execution: PretrainExecution, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        work: PretrainWork,
+        execution: PretrainExecution,
+        ranks: Ranks,
+        share: checkpoint.Share | None,
+    ) -> None:
         self._work, self._config, self._ranks = work, work.pretrain, ranks
+        self._share = share
         self._tokenizer = tokenizer.load(work.tokenizer)
         self._device = _device(execution, ranks)
         sequences = TokenSequences(work.tokens, corpus.TRAIN)
@@ -271,18 +282,24 @@ class _Session:
         directory = checkpoint.directory_of(self._work.checkpoints, step)
         directory.mkdir(parents=True, exist_ok=True)
         self._engine.save(directory)
+        if self._share:
+            self._share.push(directory)
         self._barrier()
         if self._ranks.rank == 0:
+            if self._share:
+                self._share.pull(directory)
             state = {
                 "world_size": self._ranks.world_size,
                 "cursor": {"samples": self._cursor.samples, "digest": self._cursor.digest},
                 "history": self._history,
             }
             checkpoint.seal(directory, step=step, state=state)
-            checkpoint.prune(self._work.checkpoints, self._config.checkpoint.keep)
+            if self._share:
+                self._share.push(directory)
+            for old in checkpoint.prune(self._work.checkpoints, self._config.checkpoint.keep):
+                if self._share:
+                    self._share.remove(old)
             logger.info("saved checkpoint %s", directory)
-            if self._work.on_checkpoint:
-                self._work.on_checkpoint(directory)
 
     def _barrier(self) -> None:
         if torch.distributed.is_initialized():

@@ -77,10 +77,13 @@ class Attempt:
         since_commit = f"{self.claimed.committed + 1:06d}"
         return [f"{folder}/{name}/{WORK}" for name in names if since_commit <= name < own]
 
-    def earlier(self, part: str) -> list[Path]:
-        """A part of earlier attempts' work on this node, newest first. To be read only."""
+    def earlier(self, part: str) -> dict[Path, str]:
+        """A part of earlier attempts' work, newest first: names by their places on this node.
+
+        To be read only, and from an object store only when it was fetched.
+        """
         names = [f"{name}/{part}" for name in self.earlier_work]
-        return [self.storage.fetched(name) for name in names if self.storage.names(name)]
+        return {self.storage.place(name): name for name in names if self.storage.names(name)}
 
     def go_on_with(self, part: str) -> None:
         """Copy a part of the newest earlier attempt's work, where there is any, to this one's."""
@@ -88,12 +91,6 @@ class Attempt:
             if self.storage.names(f"{name}/{part}"):
                 self.storage.copy(f"{name}/{part}", f"{self.name}/{WORK}/{part}")
                 return
-
-    def keep(self, folder: Path) -> None:
-        """Make a complete folder of `work` outlive this node; its files never change again."""
-        if not self.storage.is_local:
-            relative = folder.relative_to(self.directory).as_posix()
-            self.storage.upload(folder, f"{self.name}/{relative}")
 
 
 class Artifacts:
@@ -110,7 +107,7 @@ class Artifacts:
 
     def output(self, record: Record) -> Path:
         """A finished step's output folder; from an object store, a copy on this node."""
-        return self.storage.fetched(_output(record))
+        return self.storage.fetched(output_name(record))
 
     def verified(self, record: Record) -> Path:
         """The output folder, after every byte was compared with the record.
@@ -118,11 +115,11 @@ class Artifacts:
         Raises:
             DamagedArtifactError: names the file and the way out.
         """
-        damaged = self.storage.damage(_output(record), record.files)
+        damaged = self.storage.damage(output_name(record), record.files)
         if damaged:
             raise DamagedArtifactError(
                 f"the output of {record.name} is damaged: {damaged} "
-                f"(in {self.storage.url(_output(record))}); "
+                f"(in {self.storage.url(output_name(record))}); "
                 f"compute it anew with --force {record.name}"
             )
         return self.output(record)
@@ -211,7 +208,8 @@ def attempts_folder(kind: str, stem: str) -> str:
     return f"{ARTIFACTS}/{kind}/{stem}"
 
 
-def _output(record: Record) -> str:
+def output_name(record: Record) -> str:
+    """Name of a finished step's output folder in the storage."""
     return f"{_folder(record)}/{record.attempt}/{OUTPUT}"
 
 

@@ -14,8 +14,9 @@ from cluster.config import ClusterConfig
 from cluster.interface import Cluster, Metrics
 from trainers.config import Schema
 from workflows import failpoints, sources, storage
-from workflows.artifacts import Artifacts, Attempt
+from workflows.artifacts import Artifacts, Attempt, output_name
 from workflows.cache import cache_folder
+from workflows.exchange import Exchange
 from workflows.journal import Journal
 from workflows.leases import Heartbeat
 from workflows.ledger import Position, Record, stem_of
@@ -130,6 +131,14 @@ class StageContext:
     def input(self, name: str) -> Path:
         """The output folder of an input."""
         return self.artifacts.output(self.records[name])
+
+    def exchange(self, earlier: Mapping[Path, str] | None = None) -> Exchange:
+        """Makes functions run on other nodes; `earlier` work is read there beside the inputs."""
+        inputs = {self.artifacts.output(r): output_name(r) for r in self.records.values()}
+        attempt = self.attempt
+        return Exchange(
+            attempt.storage, attempt.name, attempt.directory, inputs | dict(earlier or {})
+        )
 
     @property
     def output(self) -> Path:

@@ -61,6 +61,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
         others = [_plan(context, "scratch", point, seed) for seed in seeds[1:]]
         controls = [winner, *_train(context, others)]
     result = _opened_test(context, spec, chosen, candidates, controls)
+    context.exchange().collect(chosen.training.output)
     shutil.move(chosen.training.output, context.output / MODEL)
     return {name: result[name] for name in ("hyperparameters", "test", "validation", "seeds")}
 
@@ -119,9 +120,8 @@ def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int)
 
 
 def _train(context: StageContext, plans: Sequence[Training]) -> list[Trained]:
-    scores = context.run.cluster.map(
-        finetune.train_and_export, plans, context.run.execution.trials, context.log
-    )
+    function = context.exchange().mapped(finetune.train_and_export)
+    scores = context.run.cluster.map(function, plans, context.run.execution.trials, context.log)
     metric = context.spec(FinalSpec).task.metric
     return [Trained(plan, found[metric]) for plan, found in zip(plans, scores, strict=True)]
 
@@ -142,9 +142,9 @@ def _opened_test(
     """Look at the test rows, after every choice is made, and write down what was found."""
     task, data = spec.task, context.input("data")
     measured = [*candidates, *controls]
-    found = context.run.cluster.map(
-        finetune.test, [one.training for one in measured], context.run.execution.trials, context.log
-    )
+    function = context.exchange().mapped(finetune.test)
+    trainings = [one.training for one in measured]
+    found = context.run.cluster.map(function, trainings, context.run.execution.trials, context.log)
     scores = [score for score, _ in found]
     predictions = found[measured.index(chosen)][1]
     test = tasks.load(data, tasks.TEST)

@@ -20,12 +20,6 @@ def check(where: Storage, cluster: Cluster) -> None:
         outcomes = cluster.on_every_node(_read, where, name)
     finally:
         where.delete(name)
-    if len(outcomes) > 1 and not where.is_local:
-        raise StorageError(
-            f"{where.root}: an object store can be the storage of one node only, as yet: what the "
-            "workers of other nodes write does not get there; on a cluster of several nodes set "
-            "storage to a folder that all nodes share"
-        )
     blind = [
         f"{node}: {outcome.error or 'another file is there'}"
         for node, outcome in outcomes.items()
@@ -33,7 +27,8 @@ def check(where: Storage, cluster: Cluster) -> None:
     ]
     if blind:
         way_out = (
-            "set storage to a folder that all nodes share (NFS, Lustre, ...)"
+            "set storage to a folder that all nodes share (NFS, Lustre, ...) or to an object "
+            "store, for example storage: s3://bucket/prefix"
             if scheme_of(where.root) is None
             else "give every node the credentials and the network to reach it"
         )

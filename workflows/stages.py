@@ -10,8 +10,18 @@ from typing import Any
 from cluster import capacity
 from cluster.config import GangConfig
 from cluster.interface import SearchPlan
-from trainers import corpus, documents, finetune, pretrain, tasks, tokenizer, tokens
+from trainers import (
+    checkpoint,
+    corpus,
+    documents,
+    finetune,
+    pretrain,
+    tasks,
+    tokenizer,
+    tokens,
+)
 from trainers.config import TaskDataConfig
+from trainers.reporting import Reporter
 from workflows import final
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
@@ -73,9 +83,11 @@ def pack_tokens(context: StageContext) -> Facts:
         for part in (corpus.TRAIN, corpus.VALIDATION)
         for shard in corpus.shards(context.input("corpus"), part)
     ]
+    exchange = context.exchange()
     packed = context.run.cluster.map(
-        tokens.pack_shard, work, context.run.execution.trials, context.log
+        exchange.mapped(tokens.pack_shard), work, context.run.execution.trials, context.log
     )
+    exchange.collect(context.output)
     vocab_size = len(tokenizer.load(context.input("tokenizer")))
     tokens.write_index(
         context.output, packed, sequence_length=sequence_length, vocab_size=vocab_size
@@ -91,6 +103,7 @@ def run_pretraining(context: StageContext) -> Facts:
     """The base model, trained by a gang."""
     spec, gang = context.spec(PretrainSpec), context.run.execution.pretrain
     attempt = context.attempt
+    earlier = attempt.earlier(_CHECKPOINTS)
     work = pretrain.PretrainWork(
         model=spec.model,
         pretrain=spec.pretrain,
@@ -99,18 +112,19 @@ def run_pretraining(context: StageContext) -> Facts:
         tokens=context.input("tokens"),
         output=context.output,
         checkpoints=attempt.work / _CHECKPOINTS,
-        earlier_checkpoints=tuple(attempt.earlier(_CHECKPOINTS)),
+        earlier_checkpoints=tuple(earlier),
         should_stop=context.should_stop,
-        on_checkpoint=attempt.keep,
     )
+    exchange = context.exchange(earlier)
     context.run.cluster.run_gang(
-        partial(pretrain.run, work, _pretrain_execution(gang)),
+        exchange.rank(partial(_train_on_rank, _pretrain_execution(gang)), work),
         gang,
         name="pretrain",
         directory=f"{attempt.shared_work}/{_RAY}",
         log=context.log,
         on_report=context.progress,
     )
+    exchange.collect(context.output)
     found = json.loads((context.output / pretrain.FACTS).read_text(encoding="utf-8"))
     last = found.pop("history")[-1]
     return {**found, **last}
@@ -225,6 +239,15 @@ def _finished(context: StageContext) -> dict[str, Finished]:
         for name in context.step.inputs
         if (record := context.records.get(name)) is not None
     }
+
+
+def _train_on_rank(
+    execution: pretrain.PretrainExecution,
+    work: pretrain.PretrainWork,
+    share: checkpoint.Share | None,
+    reporter: Reporter,
+) -> None:
+    pretrain.run(work, execution, reporter, share)
 
 
 def _pretrain_execution(gang: GangConfig) -> pretrain.PretrainExecution:

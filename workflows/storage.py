@@ -201,31 +201,47 @@ class Storage:
         return sum(self.find(name).values())
 
     def upload(self, source: Path, folder: str) -> None:
-        """Copy all files below a local folder into a folder of an object store."""
-        files = [path for path in source.rglob("*") if path.is_file()]
-        names = [self.url(f"{folder}/{path.relative_to(source).as_posix()}") for path in files]
+        """Copy the files below a local folder into a folder of an object store.
+
+        A file that is there with the same size is taken for the same.
+        """
+        known = self.find(folder)
+        names = {path: path.relative_to(source).as_posix() for path in source.rglob("*")}
+        files = {
+            str(path): self.url(f"{folder}/{name}")
+            for path, name in names.items()
+            if path.is_file() and known.get(name) != path.stat().st_size
+        }
         with self._told(folder, "written"):
             if files:
-                self._files.put([str(path) for path in files], names)
+                self._files.put(list(files), list(files.values()))
 
     def download(self, folder: str, target: Path) -> None:
-        """Copy all files below a folder of an object store into a local folder."""
-        names = list(self.find(folder))
-        for name in names:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
+        """Copy the files below a folder of an object store into a local folder.
+
+        A file that is there with the same size is taken for the same.
+        """
+        files = {
+            self.url(f"{folder}/{name}"): target / name
+            for name, size in self.find(folder).items()
+            if not (target / name).is_file() or (target / name).stat().st_size != size
+        }
+        for path in files.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
         with self._told(folder, "read"):
-            if names:
-                self._files.get(
-                    [self.url(f"{folder}/{name}") for name in names],
-                    [str(target / name) for name in names],
-                )
+            if files:
+                self._files.get(list(files), [str(path) for path in files.values()])
+
+    def place(self, folder: str) -> Path:
+        """Where `fetched` puts a folder on this node."""
+        if self.is_local:
+            return self.path(folder)
+        return cache_folder() / "fetched" / key_of(self.url(folder))
 
     def fetched(self, folder: str) -> Path:
         """A folder that never changes, on this node: itself, or a copy of an object store's."""
-        if self.is_local:
-            return self.path(folder)
-        copy = self._copy(folder)
-        if not copy.is_dir():
+        copy = self.place(folder)
+        if not self.is_local and not copy.is_dir():
             partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
             partial.mkdir(parents=True)
             self.download(folder, partial)
@@ -242,7 +258,7 @@ class Storage:
         """
         damaged = manifest.first_damage(self.fetched(folder), files)
         if damaged and not self.is_local:
-            shutil.rmtree(self._copy(folder))
+            shutil.rmtree(self.place(folder))
             damaged = manifest.first_damage(self.fetched(folder), files)
         return damaged
 
@@ -267,9 +283,6 @@ class Storage:
                 shutil.rmtree(self.path(name))
             else:
                 self.path(name).unlink()
-
-    def _copy(self, folder: str) -> Path:
-        return cache_folder() / "fetched" / key_of(self.url(folder))
 
     @property
     def _files(self) -> Any:

@@ -40,6 +40,13 @@ def finish(artifacts: Artifacts, content: str = "result", after: Position | None
     return record
 
 
+def keep(attempt: Attempt, folder: Path) -> None:
+    """Make saved work outlive the node, as ranks do with checkpoints."""
+    if not attempt.storage.is_local:
+        relative = folder.relative_to(attempt.directory).as_posix()
+        attempt.storage.upload(folder, f"{attempt.name}/{relative}")
+
+
 def attempts(artifacts: Artifacts) -> list[str]:
     return artifacts.storage.names(f"{ARTIFACTS}/{STEP.kind}/{stem_of(STEP.fingerprint)}")
 
@@ -106,9 +113,11 @@ def test_saved_work_is_seen_by_later_attempts_and_gone_after_the_commit(
     saved = killed.work / "checkpoints" / "step-5"
     saved.mkdir(parents=True)
     (saved / "weights").write_text("five")
-    killed.keep(saved)
+    keep(killed, saved)
     attempt = begin(artifacts, after=killed.claimed)
-    (earlier,) = attempt.earlier("checkpoints")
+    ((place, name),) = attempt.earlier("checkpoints").items()
+    earlier = artifacts.storage.fetched(name)
+    assert earlier == place
     assert (earlier / "step-5" / "weights").read_text() == "five"
     attempt.go_on_with("checkpoints")
     copied = f"{attempt.name}/work/checkpoints/step-5/weights"
@@ -125,11 +134,11 @@ def test_step_computed_anew_replaces_the_result_and_goes_on_from_nothing(
     saved = killed.work / "checkpoints"
     saved.mkdir()
     (saved / "weights").write_text("old")
-    killed.keep(saved)
+    keep(killed, saved)
     first = finish(artifacts, "first", after=killed.claimed)
     position = artifacts.ledger.positions([STEP])[STEP.fingerprint]
     anew = begin(artifacts, after=position)
-    assert anew.earlier("checkpoints") == []
+    assert anew.earlier("checkpoints") == {}
     found = artifacts.find(STEP)
     assert found is not None
     assert found.attempt == first.attempt  # until the new one is committed

@@ -16,7 +16,10 @@ COMMANDS = [
     ["validate"],
     ["plan"],
     ["run"],
+    ["adopt"],
     ["status"],
+    ["stop"],
+    ["gc"],
     ["models", "list"],
     ["models", "show"],
     ["predict"],
@@ -114,3 +117,74 @@ def test_what_is_not_there_is_named(tmp_path: Path, arguments: tuple[str, ...]) 
 def test_empty_store_has_no_models(tmp_path: Path) -> None:
     answer = pretune("models", "list", "--json", folder=tmp_path)
     assert json.loads(answer.stdout) == []
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_unknown_step_is_refused_with_the_nearest(
+    tmp_path: Path, pipeline: dict[str, Any], command: str
+) -> None:
+    path = write_pipeline(tmp_path, pipeline)
+    answer = pretune(command, path, "--force", "pretrian", folder=tmp_path)
+    assert answer.returncode == 2
+    assert "no step 'pretrian' in this pipeline; did you mean 'pretrain'?" in answer.stderr
+    assert not (tmp_path / "storage").exists()
+
+
+def test_step_whose_inputs_are_missing_is_not_run_alone(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    path = write_pipeline(tmp_path, pipeline)
+    answer = pretune("run", path, "--only", "tokenizer", folder=tmp_path)
+    assert answer.returncode == 2
+    assert "tokenizer needs corpus; run them first, or leave --only out" in answer.stderr
+    planned = pretune("plan", path, "--only", "tokenizer", "--json", folder=tmp_path)
+    (row,) = [row for row in json.loads(planned.stdout) if row["step"] == "tokenizer"]
+    assert (row["plan"], row["why"]) == ("BLOCKED", "needs corpus")
+    assert not (tmp_path / "storage").exists()
+
+
+def test_adopted_checkpoint_is_planned_as_done(tmp_path: Path, pipeline: dict[str, Any]) -> None:
+    path, base = write_pipeline(tmp_path, pipeline), tmp_path / "base"
+    base.mkdir()
+    refused = pretune("adopt", path, "pretrain", base, folder=tmp_path)
+    assert refused.returncode == 2
+    assert "no config.json there" in refused.stderr
+    assert not (tmp_path / "storage").exists()
+    for name in ("config.json", "tokenizer.json"):
+        (base / name).write_text("{}")
+    (base / "model.safetensors").write_bytes(bytes(10))
+    answer = pretune("adopt", path, "pretrain", base, folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "pretrain: took in 3 files, 14 bytes" in answer.stdout
+    rows = json.loads(pretune("plan", path, "--json", folder=tmp_path).stdout)
+    plans = {row["step"]: row["plan"] for row in rows}
+    assert plans["pretrain"] == "REUSE"
+    assert plans["tokens"] == "NOT NEEDED"
+    assert plans["tone.tune"] == "RUN"
+    again = pretune("adopt", path, "pretrain", base, folder=tmp_path)
+    assert again.returncode == 2
+    assert "has an output already" in again.stderr
+
+
+def test_garbage_is_told_and_removed_only_when_asked(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    """An adopted step that no run planned is garbage."""
+    path, base = write_pipeline(tmp_path, pipeline), tmp_path / "base"
+    storage = tmp_path / "storage"
+    base.mkdir()
+    (base / "tokenizer.json").write_text("{}")
+    assert pretune("adopt", path, "tokenizer", base, folder=tmp_path).returncode == 0
+    told = pretune("gc", "--storage", storage, folder=tmp_path)
+    assert "1 files and folders, 2 bytes would be removed; add --delete" in told.stdout
+    assert list(storage.glob("artifacts/tokenizer/*/*/output/tokenizer.json"))
+    removed = pretune("gc", "--storage", storage, "--delete", "--json", folder=tmp_path)
+    assert [row["why"] for row in json.loads(removed.stdout)] == ["no kept run planned this step"]
+    assert not list(storage.rglob("tokenizer.json"))
+    assert "0 files and folders" in pretune("gc", "--storage", storage, folder=tmp_path).stdout
+
+
+def test_stop_of_no_run_is_refused(tmp_path: Path) -> None:
+    answer = pretune("stop", "--storage", tmp_path, folder=tmp_path)
+    assert answer.returncode == 2
+    assert "no runs in" in answer.stderr

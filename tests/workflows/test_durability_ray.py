@@ -38,11 +38,11 @@ def cluster() -> Iterator[RayCluster]:
         os.environ["PYTHONPATH"] = before
 
 
-def run(steps: list[Step], cluster: RayCluster, where: Storage, **settings: object) -> RunResult:
+def run(graph: list[Step], cluster: RayCluster, where: Storage, **settings: object) -> RunResult:
     run_context = context(where, cluster, "run", **settings)
     return runner.run(
-        steps,
-        planning.plan(steps, Artifacts(where).ledger),
+        graph,
+        planning.plan(graph, Artifacts(where).ledger),
         run_context,
         Journal(where, run_context.paths.events, "run"),
     )
