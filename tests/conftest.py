@@ -1,5 +1,6 @@
 """Small real pipelines: text from the standard library, models under 100,000 parameters."""
 
+import logging
 import random
 import subprocess
 import uuid
@@ -143,6 +144,7 @@ def write_pipeline(folder: Path, data: dict[str, Any]) -> Path:
 @pytest.fixture(scope="session")
 def s3(monkeypatch_session: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a bucket on an S3 server in this process."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from trainers.checkpoint import Share
 from trainers.reporting import Reporter
-from workflows.artifacts import WORK
+from workflows.artifacts import OUTPUT, WORK
 from workflows.cache import cache_folder
 from workflows.storage import Storage
 
@@ -59,6 +59,8 @@ class Exchange:
         """The item with this node's paths, for as long as it is worked on."""
         folder = cache_folder() / "desks" / uuid.uuid4().hex
         desk = _Desk(self, folder)
+        for part in (OUTPUT, WORK):
+            (folder / part).mkdir(parents=True)
         try:
             yield desk.relocated(item), desk
         finally:

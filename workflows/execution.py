@@ -76,6 +76,10 @@ class RunPaths:
         """The folder of the steps' logs."""
         return f"{self.directory}/logs"
 
+    def shown_log(self, step: str) -> str:
+        """Where a person finds what a step printed."""
+        return self.storage.url(f"{self.logs}/{step}.log")
+
     def keep_log(self, step: str) -> None:
         """Copy what a step has logged on this node to an object store."""
         if not self.storage.is_local and self.log(step).parent.is_dir():

@@ -40,6 +40,10 @@ class Journal:
             self._append_local(line)
             return
         self._waiting.append(line)
+        self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Write what still waits, if the last time was a second ago."""
         if time.time() - self._flushed_at >= _FLUSH_EVERY_S:
             self.flush()
 

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from cluster import failures
 from cluster.failures import GiveUp, Retry
@@ -46,7 +45,8 @@ class Failure:
 
     step: str
     cause: str
-    log: Path
+    log: str
+    """Path or URL."""
     is_input_error: bool
     kept: str = ""
     """What of the step itself a further run goes on from, as the end of a sentence."""
@@ -155,6 +155,7 @@ class _Loop:
 
     def advance(self) -> None:
         """Start what can start, then wait a moment for something to end."""
+        self._journal.flush_if_due()
         if not self.is_stopping and self._notice():
             self.stop()
         self._look_at_held()
@@ -304,10 +305,10 @@ class _Loop:
     def _give_up(self, name: str, error: Exception, reason: str) -> None:
         error_type = error.error_type if isinstance(error, TaskFailedError) else ""
         cause = _one_line(error) if error_type in _TOLD_AS_THEY_ARE else reason
-        log = self._context.paths.log(name)
+        log = self._context.paths.shown_log(name)
         failure = Failure(name, cause, log, error_type in _INPUT_ERRORS, self._kept(name))
         self.result.failures.append(failure)
-        self._set(name, State.FAILED, cause=cause, log=str(log))
+        self._set(name, State.FAILED, cause=cause, log=log)
         if self._fail_fast:
             self._cancel(list(self._pending))
             for other, state in list(self.result.states.items()):

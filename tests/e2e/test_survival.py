@@ -6,12 +6,12 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import tiny_pipeline, write_pipeline
+from nodes import ADDRESS, SETTINGS, Nodes
 from processes import PRETUNE, pretune, wait_for
 
 from workflows.history import head, run_ids
@@ -148,54 +148,91 @@ def test_whole_pipeline_runs_on_an_object_store(tmp_path: Path, remote: Storage)
     assert json.loads(forced.stdout)["states"]["tone.tune"] == "done"
 
 
-@pytest.fixture
-def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A Ray of two nodes; the second sees an empty folder where the first sees the storage."""
-    ray = str(Path(sys.executable).with_name("ray"))
-    storage = tmp_path / "storage"
+def refused_or_run(
+    pipeline: Path, folder: Path, *arguments: str, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    return pretune("run", pipeline, *arguments, folder=folder, **settings, **SETTINGS)
+
+
+def nodes_alive(folder: Path) -> int:
+    code = (
+        f"import ray; ray.init(address='{ADDRESS}', log_to_driver=False)\n"
+        "print('nodes', sum(node['Alive'] for node in ray.nodes()))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | SETTINGS, capture_output=True, text=True
+    )
+    return int(told.stdout.rpartition("nodes ")[2] or 0)
+
+
+def test_storage_that_a_node_cannot_see_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    data, storage = tiny_pipeline(tmp_path), tmp_path / "storage"
     storage.mkdir()
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_AUTO_CONNECT": "0"}
-    common = ["--num-cpus=2", "--disable-usage-stats", "--block"]
-    folder = f"/tmp/two-nodes-{os.getpid()}"
-    head_command = [
-        *(ray, "start", "--head", "--port=16379", "--include-dashboard=false"),
-        *("--node-ip-address=127.0.0.1", f"--temp-dir={folder}", *common),
-    ]
-    joined = "--address=127.0.0.1:16379 --node-ip-address=127.0.0.1"
-    blind_command = [
-        *("unshare", "--mount", "sh", "-c"),
-        f"mount -t tmpfs tmpfs '{storage}' && exec {ray} start {joined} {' '.join(common)}",
-    ]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    started = [subprocess.Popen(head_command, **quiet)]
-    time.sleep(8.0)
-    started.append(subprocess.Popen(blind_command, **quiet))
-    yield "127.0.0.1:16379", storage
-    for process in reversed(started):
-        process.terminate()
-        process.wait(timeout=60)
-    subprocess.run(["rm", "-rf", folder], check=True)
-
-
-def test_storage_that_a_node_cannot_see_is_refused_before_anything_runs(
-    tmp_path: Path, two_nodes: tuple[str, Path]
-) -> None:
-    address, storage = two_nodes
-    data = tiny_pipeline(tmp_path)
-    data["cluster"]["address"] = address
-    data["storage"] = str(storage)
+    data["cluster"]["address"] = ADDRESS
     pipeline = write_pipeline(tmp_path, data)
-    answers: list[subprocess.CompletedProcess[str]] = []
+    hidden = f'mount -t tmpfs tmpfs "{storage}" && exec "$@"'
+    with Nodes() as nodes:
+        nodes.add(cpus=2)
+        nodes.add(cpus=2, through=["unshare", "--mount", "sh", "-c", hidden, "sh"])
+        wait_for(lambda: nodes_alive(tmp_path) == 2, timeout_s=60)
+        answer = refused_or_run(pipeline, tmp_path)
+    assert answer.returncode == 2
+    assert "is not seen by 1 of 2 nodes" in answer.stderr
+    assert "set storage to a folder that all nodes share" in answer.stderr
+    assert not [path for path in storage.rglob("*") if path.is_file()]
 
-    def is_refused() -> bool:
-        """Once the second node has joined."""
-        answers.append(
-            pretune("run", pipeline, "--only", "report", folder=tmp_path, RAY_AUTH_MODE="disabled")
+
+def test_nodes_that_share_nothing_but_an_object_store_train_together(
+    tmp_path: Path, remote: Storage
+) -> None:
+    """One rank on each node; checkpoints and outputs meet in the store, and a stop is resumed."""
+    data = tiny_pipeline(tmp_path)
+    data["storage"] = remote.root
+    data["cluster"]["address"] = ADDRESS
+    data["pretrain"]["tokens"] = 300 * 256
+    data["pretrain"]["checkpoint"] = {"every_steps": 20}
+    data["corpus"]["shard_documents"] = 50
+    del data["tasks"]["places"]
+    pipeline = write_pipeline(tmp_path, data)
+
+    def begun() -> list[str]:
+        return [
+            name for name in remote.find("artifacts/pretrain") if name.endswith("manifest.json")
+        ]
+
+    with Nodes() as nodes:
+        for name in ("first", "second"):
+            nodes.add(cpus=1, settings={"PRETUNE_CACHE": str(tmp_path / name)})
+        wait_for(lambda: nodes_alive(tmp_path) == 2, timeout_s=60)
+        process = subprocess.Popen(
+            [PRETUNE, "run", str(pipeline)],
+            env=os.environ | SETTINGS,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        return answers[-1].returncode == 2
-
-    wait_for(is_refused, timeout_s=120)
-    told = answers[-1].stderr
-    assert "is not seen by 1 of 2 nodes" in told
-    assert "set storage to a folder that all nodes share" in told
-    assert not list(storage.glob("probes/*"))
+        wait_for(lambda: len(begun()) >= 2)
+        assert pretune("stop", "--storage", remote.root, folder=tmp_path).returncode == 0
+        assert process.wait(timeout=120) == 4
+        answer = refused_or_run(pipeline, tmp_path, "--json")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    states = json.loads(answer.stdout)["states"]
+    assert set(states.values()) <= {"done", "reused"}
+    assert states["pretrain"] == "done"
+    run = run_ids(remote)[-1]
+    steps = [
+        event["optimizer_step"]
+        for event in read(remote, f"runs/{run}/events")
+        if event["event"] == "progress"
+    ]
+    assert steps[0] > 40
+    assert steps[-1] == 300
+    # Both nodes worked: each has fetched what it read.
+    assert all(any((tmp_path / name / "fetched").iterdir()) for name in ("first", "second"))
+    (record,) = [
+        record
+        for step in steps_of(remote)
+        if step.name == "tokens"
+        for record in committed(remote, step)
+    ]
+    assert len([name for name in record.files if name.endswith(".npy")]) > 4
+    assert list(ModelStore(remote).names()) == ["tiny.tone"]

@@ -59,7 +59,7 @@ def test_own_error_is_told_in_one_line_with_the_log_and_what_is_kept(local: Stor
     }
     (failure,) = result.failures
     assert failure.cause == 'KeyError: "the step\'s own error"'
-    assert "Traceback" in failure.log.read_text()
+    assert "Traceback" in Path(failure.log).read_text()
     assert failure.kept == ""
     position = Artifacts(local).ledger.position(steps[1], Position())
     assert isinstance(position.entry, Release)

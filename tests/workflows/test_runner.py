@@ -108,7 +108,7 @@ def test_failed_task_stops_neither_the_other_nor_the_report(session: Session) ->
     (failure,) = result.failures
     assert failure.step == "tone.tune"
     assert failure.cause == "KeyError: 'tone.tune'"
-    assert "KeyError" in failure.log.read_text()
+    assert "KeyError" in Path(failure.log).read_text()
     assert not failure.is_input_error
 
 
