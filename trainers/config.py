@@ -130,6 +130,10 @@ class TokenizerConfig(Schema):
         return self
 
 
+POSITION_FIELDS = ("max_position_embeddings", "n_positions")
+"""What families call the number of positions a network can tell apart."""
+
+
 class ModelConfig(Schema):
     """The network: a `transformers` configuration, or an existing checkpoint."""
 

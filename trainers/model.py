@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
-from trainers.config import ModelConfig, TaskType
+from trainers.config import POSITION_FIELDS, ModelConfig, TaskType
 from trainers.errors import DataError
 
 # A bar for each file read or written says nothing in a log and disturbs a terminal.
@@ -173,8 +173,10 @@ def reads_left_to_right(network: Mapping[str, Any]) -> bool:
 def _new_model(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int
 ) -> tuple[PreTrainedConfig, PreTrainedModel]:
+    is_stated = any(field in config.config for field in POSITION_FIELDS)
     settings = {
-        "max_position_embeddings": sequence_length,
+        # Beside `n_positions` transformers would let this one win.
+        **({} if is_stated else {"max_position_embeddings": sequence_length}),
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

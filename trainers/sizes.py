@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainers.config import ModelConfig
+from trainers.config import POSITION_FIELDS, ModelConfig
 
 Precision = Literal["fp32", "bf16"]
 
@@ -66,7 +66,9 @@ def parameter_count(model: ModelConfig, vocab_size: int, max_positions: int) -> 
         None where the section does not tell: an existing checkpoint, another family, a size left
         to `transformers` or stated twice and differently, cross attention.
     """
-    settings = {"max_position_embeddings": max_positions, **model.config}
+    is_stated = any(field in model.config for field in POSITION_FIELDS)
+    settings = model.config if is_stated else {"max_position_embeddings": max_positions}
+    settings = {**settings, **model.config}
     if settings.get("add_cross_attention"):
         return None
     if model.architecture in _ENCODERS:

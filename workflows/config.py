@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cluster.config import ClusterConfig, Range, SearchConfig, WorkerConfig
 from trainers.config import (
+    POSITION_FIELDS,
     WHERE,
     CorpusConfig,
     Fraction,
@@ -25,8 +26,6 @@ from trainers.config import (
 from workflows.storage import PROTOCOLS, scheme_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
-
-_POSITION_FIELDS = ("max_position_embeddings", "n_positions")
 
 
 class ConfigError(ValueError):
@@ -308,7 +307,7 @@ def _position_problems(config: PipelineConfig) -> Iterable[str]:
     if config.model.from_:
         return  # the checkpoint's own positions are checked where it is read
     stated = next(
-        (config.model.config[f] for f in _POSITION_FIELDS if f in config.model.config), None
+        (config.model.config[f] for f in POSITION_FIELDS if f in config.model.config), None
     )
     positions = stated or config.pretrain.sequence_length
     lengths: dict[str, int] = {"pretrain.sequence_length": config.pretrain.sequence_length}

@@ -128,7 +128,6 @@ class _Loop:
         self._watch, self._notice = Watch(context.paths.storage), StopNotice(context.paths)
         self._fail_fast, self._stop_at = fail_fast, float("inf")
         self._positions = dict(plan.positions)
-        self._forced = plan.forced
         self._attempts: dict[str, int] = dict.fromkeys(self._steps, 0)
         self._pending: dict[Pending, _Work] = {}
         self._held: dict[str, float] = {}

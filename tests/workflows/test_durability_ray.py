@@ -80,20 +80,52 @@ def test_step_that_takes_too_long_is_ended_and_the_others_go_on(
     assert is_released(local, hangs)
 
 
+def interrupt_once_begun(where: Storage, step: Step) -> None:
+    ledger = Artifacts(where).ledger
+    while ledger.position(step, Position()).number == 0:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_interrupt_ends_what_runs_and_releases_it(cluster: RayCluster, local: Storage) -> None:
     hangs = own_step("hangs", function="hang", resources=ONE_CPU)
-    steps = [hangs, own_step("behind", hangs)]
-    ledger = Artifacts(local).ledger
-
-    def interrupt_once_begun() -> None:
-        while ledger.position(hangs, Position()).number == 0:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt_once_begun).start()
-    result = run(steps, cluster, local)
+    threading.Thread(target=interrupt_once_begun, args=(local, hangs)).start()
+    result = run([hangs, own_step("behind", hangs)], cluster, local)
     assert result.is_stopped
     assert result.states == {"hangs": State.STOPPED, "behind": State.STOPPED}
+    assert is_released(local, hangs)
+
+
+def test_step_that_does_not_heed_a_stop_in_time_is_ended(
+    cluster: RayCluster, local: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_HEED_STOP", {"custom"})
+    hangs = own_step("hangs", function="hang", resources=ONE_CPU)
+    threading.Thread(target=interrupt_once_begun, args=(local, hangs)).start()
+    result = run([hangs], cluster, local, stop_grace_s=1.0)
+    assert result.is_stopped
+    assert result.states == {"hangs": State.STOPPED}
+    assert is_released(local, hangs)
+
+
+def test_second_interrupt_waits_for_nothing(
+    cluster: RayCluster, local: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_HEED_STOP", {"custom"})
+    hangs = own_step("hangs", function="hang", resources=ONE_CPU)
+
+    def interrupt_twice() -> None:
+        interrupt_once_begun(local, hangs)
+        while not local.exists("runs/run/stop"):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_twice).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run([hangs], cluster, local, stop_grace_s=3600.0)
+    assert time.monotonic() - started < 60
     assert is_released(local, hangs)
 
 

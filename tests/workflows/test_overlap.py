@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,8 +66,12 @@ class Runs:
 
 
 @pytest.fixture
-def runs(storage: Storage, tmp_path: Path) -> Runs:
-    return Runs(storage, tmp_path)
+def runs(storage: Storage, tmp_path: Path) -> Iterator[Runs]:
+    started = Runs(storage, tmp_path)
+    yield started
+    for process in started.processes:
+        process.kill()
+        process.wait()
 
 
 def eventually(claim: Callable[[], object], timeout_s: float = 30.0) -> None:
@@ -107,11 +111,11 @@ def test_when_the_first_is_killed_the_second_takes_over_at_once(runs: Runs) -> N
 
 
 def test_frozen_owner_that_wakes_after_its_lease_was_taken_cannot_commit(runs: Runs) -> None:
-    first = runs.start("first", lease_s=1.0)
+    first = runs.start("first", lease_s=2.0)
     eventually(runs.begun.exists)
     first.send_signal(signal.SIGSTOP)
     runs.begun.unlink()
-    second = runs.start("second", lease_s=1.0)
+    second = runs.start("second", lease_s=2.0)
     eventually(runs.begun.exists)
     runs.go.touch()
     assert runs.end(second) == "done done"
@@ -124,11 +128,11 @@ def test_frozen_owner_that_wakes_after_its_lease_was_taken_cannot_commit(runs: R
 
 
 def test_frozen_owner_that_wakes_while_its_heir_works_gives_up(runs: Runs) -> None:
-    first = runs.start("first", lease_s=1.0)
+    first = runs.start("first", lease_s=2.0)
     eventually(runs.begun.exists)
     first.send_signal(signal.SIGSTOP)
     runs.begun.unlink()
-    second = runs.start("second", lease_s=1.0)
+    second = runs.start("second", lease_s=2.0)
     eventually(runs.begun.exists)
     first.send_signal(signal.SIGCONT)
     eventually(lambda: "run second computes it" in runs.told("first"))
@@ -140,10 +144,10 @@ def test_frozen_owner_that_wakes_while_its_heir_works_gives_up(runs: Runs) -> No
 
 def test_busy_owner_keeps_its_lease(runs: Runs) -> None:
     """Longer at work than its lease is long, but with signs of life."""
-    first = runs.start("first", lease_s=1.0)
+    first = runs.start("first", lease_s=2.0)
     eventually(runs.begun.exists)
-    second = runs.start("second", lease_s=1.0)
-    time.sleep(4.0)
+    second = runs.start("second", lease_s=2.0)
+    time.sleep(5.0)
     runs.go.touch()
     assert runs.end(first).split()[0] == "done"
     assert runs.end(second).split()[0] == "reused"
