@@ -267,8 +267,9 @@ class _Loop:
 
     def _hold(self, name: str, claim: Claim) -> None:
         """Look again in a while at a step that somebody else computes."""
-        self._held[name] = time.monotonic() + _HELD_POLL_S
-        if self._told.get(name) != claim.attempt:
+        is_news = self._told.get(name) != claim.attempt
+        self._held[name] = time.monotonic() + (0.0 if is_news else _HELD_POLL_S)
+        if is_news:
             self._told[name] = claim.attempt
             self._set(name, State.WAITING, cause=f"run {claim.run} computes it")
 

@@ -16,6 +16,8 @@ from workflows.journal import read
 from workflows.ledger import Record
 from workflows.storage import Storage
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 
