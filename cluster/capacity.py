@@ -1,5 +1,7 @@
 """Does the plan fit the cluster, and how many trials at once. Pure arithmetic."""
 
+from collections.abc import Mapping
+
 from cluster.config import ClusterConfig, GangConfig, WorkerConfig
 from cluster.interface import Capacity
 
@@ -15,8 +17,13 @@ def slots(capacity: Capacity, worker: WorkerConfig) -> int:
     return int(min(by_cpu, by_gpu))
 
 
-def check(config: ClusterConfig, capacity: Capacity) -> None:
+def check(config: ClusterConfig, capacity: Capacity, own_steps: Mapping[str, WorkerConfig]) -> None:
     """Refuse what could only wait forever.
+
+    Args:
+        config: the gang and the trials.
+        capacity: of the whole cluster.
+        own_steps: what the user's own steps are given, by name.
 
     Raises:
         CapacityError: names the setting, what it asks for and what there is.
@@ -24,6 +31,7 @@ def check(config: ClusterConfig, capacity: Capacity) -> None:
     wanted: list[tuple[str, WorkerConfig, int]] = [
         ("cluster.pretrain", config.pretrain, config.pretrain.workers),
         ("cluster.trials", config.trials, 1),
+        *((f"steps.{name}.resources", worker, 1) for name, worker in own_steps.items()),
     ]
     for name, worker, count in wanted:
         if slots(capacity, worker) < count:

@@ -44,7 +44,17 @@ def test_only_the_engine_imports_deepspeed() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["workflows.cli", "workflows.session", "workflows.config", "cluster.config"]
+    "module",
+    [
+        "workflows.cli",
+        "workflows.session",
+        "workflows.config",
+        "workflows.explain",
+        "workflows.adoption",
+        "workflows.garbage",
+        "workflows.custom",
+        "cluster.config",
+    ],
 )
 def test_what_answers_at_once_loads_no_heavy_library(module: str) -> None:
     code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"

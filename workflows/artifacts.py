@@ -1,5 +1,6 @@
 """What finished steps leave behind: an attempt's folder, believed once a record names it."""
 
+import logging
 import platform
 import shutil
 import uuid
@@ -18,6 +19,8 @@ from workflows.leases import Owner
 from workflows.ledger import Claim, Ledger, Position, Record, Release, stem_of
 from workflows.steps import Identified, Step, plain
 from workflows.storage import Storage, sync_tree
+
+logger = logging.getLogger(__name__)
 
 ARTIFACTS = "artifacts"
 OUTPUT = "output"
@@ -49,6 +52,11 @@ class Attempt:
 
     directory: Path
     """Where this process writes: that folder, or one on this node that is uploaded at the end."""
+
+    @property
+    def id(self) -> str:
+        """What the record and the claim call it."""
+        return self.name.rpartition("/")[2]
 
     @property
     def output(self) -> Path:
@@ -163,7 +171,7 @@ class Artifacts:
             spec=plain(step.spec),
             inputs={name: other.fingerprint for name, other in step.inputs.items()},
             outside=dict(step.outside),
-            attempt=attempt.name.rpartition("/")[2],
+            attempt=attempt.id,
             facts=dict(facts),
             files=manifest.describe(attempt.output),
             run=run,
@@ -183,10 +191,19 @@ class Artifacts:
             self.discard(attempt)
             return None
         failpoints.reach("artifacts.commit.recorded")
-        self.storage.delete(f"{attempt.name}/{WORK}")
+        try:
+            self.storage.delete(f"{attempt.name}/{WORK}")
+        except OSError as error:  # the step is done all the same; `gc` removes what is left
+            logger.warning("work of %s could not be removed: %s", step.name, error)
         if not self.storage.is_local:
-            shutil.rmtree(attempt.directory)
+            shutil.rmtree(attempt.directory, ignore_errors=True)
         return position
+
+    def own_commit(self, step: Identified, attempt: Attempt) -> Position | None:
+        """The attempt's commit, if it came to one before something went wrong."""
+        position = self.ledger.position(step, attempt.claimed)
+        entry = position.entry
+        return position if isinstance(entry, Record) and entry.attempt == attempt.id else None
 
     def release(self, step: Identified, attempt: Attempt) -> None:
         """Give up an attempt that failed: its claim and output go, its work stays for the next."""

@@ -231,13 +231,15 @@ def run_step(assignment: Assignment, run: RunContext) -> Computed | Busy:
         lease_name(step),
         attempt.claimed.number,
         lease_s,
-        is_taken=lambda: ledger.is_followed(step, attempt.claimed),
+        is_taken=lambda: ledger.is_lost(step, attempt.claimed, attempt.id),
         on_lost=interrupt,
     )
     try:
         with heartbeat:
             return _computed(assignment, attempt, artifacts, run)
     except BaseException as error:
+        if artifacts.own_commit(step, attempt) is not None:
+            raise  # what is committed is nobody's to remove
         if lost.is_set() and isinstance(error, KeyboardInterrupt):
             logger.warning("the lease of %s was taken over; this attempt ends", step.name)
             artifacts.discard(attempt)

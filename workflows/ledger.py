@@ -6,6 +6,8 @@ over has created that entry before. So a late owner cannot commit, whatever the 
 number is the fencing token.
 """
 
+import contextlib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +18,8 @@ from workflows import failpoints, storage
 from workflows.leases import Owner
 from workflows.steps import Identified
 from workflows.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 _LEDGER = "ledger"
 _DONE = "done"
@@ -139,7 +143,8 @@ class Ledger:
             else:
                 found = Position(number, entry, found.committed, found.source)
         if found.committed > known.committed:
-            self._mark(step, found.committed, found.source)
+            with contextlib.suppress(OSError):  # one may look at what one may not write
+                self._mark(step, found.committed, found.source)
         return found
 
     def record(self, step: Identified, number: int) -> Record | None:
@@ -150,6 +155,11 @@ class Ledger:
     def is_followed(self, step: Identified, position: Position) -> bool:
         """Whether somebody has added an entry behind a position."""
         return self._storage.exists(_name(step, position.number + 1))
+
+    def is_lost(self, step: Identified, claimed: Position, attempt: str) -> bool:
+        """Whether somebody else has followed an attempt's claim; its own commit is no loss."""
+        entry = self._entry(step, claimed.number + 1)
+        return entry is not None and not (isinstance(entry, Record) and entry.attempt == attempt)
 
     def append(self, step: Identified, after: Position, entry: Claim | Release) -> Position | None:
         """Add an entry; None where somebody else added one first.
@@ -174,7 +184,10 @@ class Ledger:
         except storage.AlreadyExistsError:
             return None
         failpoints.reach("ledger.commit.after")
-        self._mark(step, number, record.source)
+        try:
+            self._mark(step, number, record.source)
+        except OSError as error:  # whoever reads the log makes the marker again
+            logger.warning("%s is committed, its marker could not be written: %s", step.name, error)
         failpoints.reach("ledger.commit.marked")
         return Position(number, record, number, record.source)
 

@@ -80,7 +80,8 @@ class Session:
 
         console.print(f"run {self.paths.run_id}", highlight=False)
         with connect(self.config.cluster) as cluster:
-            capacity.check(self.config.cluster, cluster.capacity())
+            own = {name: step.resources for name, step in self.config.steps.items()}
+            capacity.check(self.config.cluster, cluster.capacity(), own)
             probe.check(self.paths.storage, cluster)
             self.write_head(plan)
             tail = Tail(self.paths.storage, self.paths.events)

@@ -24,17 +24,24 @@ def test_slots_follow_from_what_is_scarcest(
 
 def test_more_workers_than_the_cluster_holds_are_refused_with_a_way_out() -> None:
     config = ClusterConfig(pretrain=GangConfig(workers=4, cpus=1))
-    check(config, Capacity(4, 0))
+    check(config, Capacity(4, 0), {})
     with pytest.raises(CapacityError, match=r"4 workers .* lower cluster\.pretrain\.workers"):
-        check(config, Capacity(3, 0))
+        check(config, Capacity(3, 0), {})
 
 
 def test_trial_that_needs_a_missing_gpu_is_refused() -> None:
     config = ClusterConfig(trials=WorkerConfig(cpus=1, gpus=1))
     with pytest.raises(CapacityError, match=r"cluster\.trials asks for 1 CPUs and 1 GPUs"):
-        check(config, Capacity(4, 0))
+        check(config, Capacity(4, 0), {})
 
 
 @pytest.mark.parametrize(("searches", "expected"), [(1, 4), (2, 2), (3, 1), (9, 1), (0, 4)])
 def test_searches_share_the_cluster(searches: int, expected: int) -> None:
     assert trials_at_once(Capacity(4, 0), WorkerConfig(cpus=1), searches) == expected
+
+
+def test_own_step_that_could_never_start_is_refused() -> None:
+    own = {"clean": WorkerConfig(cpus=2), "filter": WorkerConfig(gpus=1)}
+    with pytest.raises(CapacityError, match=r"steps\.filter\.resources asks for 1 CPUs and 1 GPUs"):
+        check(ClusterConfig(), Capacity(4, 0), own)
+    check(ClusterConfig(), Capacity(4, 1), own)

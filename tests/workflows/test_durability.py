@@ -12,11 +12,11 @@ from workflows import planning, runner
 from workflows.artifacts import Artifacts, attempts_folder
 from workflows.execution import RunContext
 from workflows.journal import Journal, read
-from workflows.ledger import Position, Release, stem_of
+from workflows.ledger import Ledger, Position, Release, stem_of
 from workflows.planning import Selection, State
 from workflows.runner import RunResult
 from workflows.steps import Step
-from workflows.storage import Storage
+from workflows.storage import Storage, StorageError
 
 
 def run(
@@ -154,6 +154,44 @@ def test_disk_that_fills_up_is_told_and_the_run_goes_on_when_told_to(
     small = [steps[0], own_step("small", steps[0])]
     again = run(small, context(where, LocalCluster(), "run2"))
     assert again.states == {"first": State.REUSED, "small": State.DONE}
+
+
+def test_trouble_after_the_commit_takes_nothing_back(
+    local: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the marker nor the removal of work matters once the record is there."""
+
+    def refuse(self: Storage, name: str, *_: bytes) -> None:
+        raise StorageError(f"{name} cannot be written")
+
+    step = own_step("x")
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "delete", refuse)
+        patch.setattr(Ledger, "_mark", refuse)
+        result = run([step], context(local, LocalCluster()))
+    assert result.states == {"x": State.DONE}
+    record = Artifacts(local).find(step)
+    assert record is not None
+    Artifacts(local).verified(record)
+
+
+def test_own_commit_is_not_taken_for_a_lost_lease(
+    local: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signs of life go on while work is removed behind the commit, however long that takes."""
+    plain_delete = Storage.delete
+
+    def slow(self: Storage, name: str) -> None:
+        time.sleep(0.5)
+        plain_delete(self, name)
+
+    monkeypatch.setattr(Storage, "delete", slow)
+    step = own_step("x")
+    result = run([step], context(local, LocalCluster(), lease_s=0.3))
+    assert result.states == {"x": State.DONE}
+    record = Artifacts(local).find(step)
+    assert record is not None
+    Artifacts(local).verified(record)
 
 
 def test_run_waits_while_the_storage_is_slow(
