@@ -104,6 +104,7 @@ class Storage:
         """Create a file with its whole content, unless it exists.
 
         The content is complete before the name appears: a crash leaves no file or the whole file.
+        It must be the caller's own, with something in it that nobody else writes.
 
         Raises:
             AlreadyExistsError: there is such a file; it is unchanged.
@@ -115,7 +116,9 @@ class Storage:
             try:
                 self._files.pipe_file(self.url(name), content, mode="create")
             except FileExistsError as error:
-                raise AlreadyExistsError(self.url(name)) from error
+                # A client repeats a call whose answer was lost: then the file is its own.
+                if self._files.cat_file(self.url(name)) != content:
+                    raise AlreadyExistsError(self.url(name)) from error
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whether it exists or not; readers see the old content or the new."""
@@ -357,7 +360,9 @@ def _create_local(path: Path, content: bytes, *, durable: bool) -> None:
         try:
             os.link(partial, path)
         except FileExistsError as error:
-            raise AlreadyExistsError(str(path)) from error
+            # NFS clients repeat a call whose answer was lost: then the link is there all the same.
+            if partial.stat().st_nlink == 1:
+                raise AlreadyExistsError(str(path)) from error
         failpoints.reach("storage.create.linked")
     if durable:
         sync(path.parent)

@@ -22,6 +22,42 @@ def test_second_creation_is_refused_and_changes_nothing(storage: Storage) -> Non
     assert storage.names("a") == ["record.json"]
 
 
+def test_creation_whose_answer_was_lost_is_found_to_be_its_own(
+    remote: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client repeats the call, and is told that the file exists."""
+    client = remote._files
+    plain_pipe = client.pipe_file
+
+    def repeated(url: str, content: bytes, mode: str) -> None:
+        plain_pipe(url, content, mode=mode)
+        plain_pipe(url, content, mode=mode)
+
+    monkeypatch.setattr(client, "pipe_file", repeated)
+    remote.create("a/record.json", b"mine")
+    assert remote.read("a/record.json") == b"mine"
+    with pytest.raises(AlreadyExistsError):
+        remote.create("a/record.json", b"yours")
+
+
+def test_link_whose_answer_was_lost_is_found_to_be_its_own(
+    local: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As network file systems do it."""
+    plain_link = os.link
+
+    def repeated(source: Path, target: Path) -> None:
+        plain_link(source, target)
+        plain_link(source, target)
+
+    monkeypatch.setattr(os, "link", repeated)
+    local.create("a/record.json", b"mine")
+    assert local.read("a/record.json") == b"mine"
+    with pytest.raises(AlreadyExistsError):
+        local.create("a/record.json", b"yours")
+    assert local.names("a") == ["record.json"]
+
+
 def test_of_many_creations_at_once_one_wins_whole(storage: Storage) -> None:
     won = []
     barrier = threading.Barrier(16)
