@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workflows import failpoints, storage
 from workflows.leases import Owner
 from workflows.steps import Identified
-from workflows.storage import Storage
+from workflows.storage import Storage, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,10 @@ _LEDGER = "ledger"
 _DONE = "done"
 _DIGITS = 6
 _NO_SOURCE = "-"
+
+
+class DamagedEntryError(StorageError):
+    """An entry of a step's log is not what was written."""
 
 
 class Record(BaseModel):
@@ -233,7 +237,15 @@ class Ledger:
             content = self._storage.read(_name(step, number))
         except FileNotFoundError:
             return None
-        return _Entry.model_validate_json(b'{"value":' + content + b"}").value
+        try:
+            return _Entry.model_validate_json(b'{"value":' + content + b"}").value
+        except ValidationError as error:
+            damaged = self._storage.url(_name(step, number))
+            raise DamagedEntryError(
+                f"{damaged} is damaged: {error.errors()[0]['msg']}; put it back from a copy, or "
+                f"remove it and all names that begin with {_stem(step)} in {_LEDGER}/{step.kind} "
+                f"and {_DONE}/{step.kind} to compute the step anew"
+            ) from error
 
 
 def stem_of(fingerprint: str) -> str:

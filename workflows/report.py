@@ -71,8 +71,8 @@ def _over_seeds(method: str, values: Sequence[float]) -> Score:
 
 
 def _pretraining(step: Finished | None) -> dict[str, Any] | None:
-    if step is None:
-        return None
+    if step is None or not (step.output / "pretraining.json").is_file():
+        return None  # an adopted checkpoint has no history
     found = json.loads((step.output / "pretraining.json").read_text(encoding="utf-8"))
     return {"facts": step.record.facts, "chart": _loss_chart(found["history"])}
 

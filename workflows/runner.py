@@ -34,7 +34,12 @@ _LEAST_AT_ONCE = 16
 _AT_ONCE_PER_CPU = 4
 
 _INPUT_ERRORS = {"DataError"}
-_TOLD_AS_THEY_ARE = _INPUT_ERRORS | {"StorageError", "DamagedArtifactError", "StoppedError"}
+_TOLD_AS_THEY_ARE = _INPUT_ERRORS | {
+    "StorageError",
+    "DamagedArtifactError",
+    "DamagedEntryError",
+    "StoppedError",
+}
 # Kinds whose stage looks at the stop notice and saves its state before it ends.
 _HEED_STOP = {"pretrain"}
 

@@ -57,6 +57,8 @@ class Mirror:
         return written
 
     def _pretraining(self, step: Finished, parent: str) -> int:
+        if not (step.output / "pretraining.json").is_file():
+            return 0  # an adopted checkpoint has no history
         run = self._begin("pretrain", {"mlflow.parentRunId": parent})
         history = json.loads((step.output / "pretraining.json").read_text("utf-8"))["history"]
         points = [(h["optimizer_step"], h) for h in history]
@@ -75,7 +77,8 @@ class Mirror:
 
     def _final(self, name: str, step: Finished, parent: str) -> None:
         task = name.removesuffix(".final")
-        test = {f"{task}.test.{metric}": v for metric, v in step.record.facts["test"].items()}
+        result = json.loads((step.output / "final.json").read_text("utf-8"))
+        test = {f"{task}.test.{metric}": value for metric, value in result["test"].items()}
         self._log(parent, {}, [(0, test)])
 
     def _model(self, name: str, store: ModelStore, run: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -171,6 +172,27 @@ def test_task_that_fails_does_not_stop_the_other_and_is_named_at_the_end(finishe
     assert "expected word, tab, label" in answer.stderr
     assert Path(summary["failures"][0]["log"]).is_file()
     assert "did not get this far" in Path(summary["report"]).read_text(encoding="utf-8")
+
+
+def test_adopted_checkpoint_is_tuned_tracked_and_reported(finished: Run, tmp_path: Path) -> None:
+    """A base from elsewhere: no corpus is read, nothing is pretrained."""
+    (trained,) = finished.storage.glob("artifacts/pretrain/*/*/output")
+    base = tmp_path / "base"
+    shutil.copytree(trained, base)
+    (base / "pretraining.json").unlink()
+    data = tiny_pipeline(tmp_path)
+    del data["tasks"]["places"]
+    pipeline = write_pipeline(tmp_path, data)
+    assert pretune("adopt", pipeline, "pretrain", base, folder=tmp_path).returncode == 0
+    answer = pretune("run", pipeline, "--json", folder=tmp_path)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    summary = json.loads(answer.stdout)
+    states = summary["states"]
+    assert {states.pop(name) for name in ("corpus", "tokenizer", "tokens")} == {"not needed"}
+    assert states.pop("pretrain") == "reused"
+    assert set(states.values()) == {"done"}
+    assert summary["champions"] == {"tiny.tone": "tiny.tone@1"}
+    assert "tf-idf" in Path(summary["report"]).read_text(encoding="utf-8")
 
 
 def checkpoints(storage: Path) -> int:

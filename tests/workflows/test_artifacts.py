@@ -7,7 +7,7 @@ from own_steps import own_step
 
 from workflows.artifacts import ARTIFACTS, Artifacts, Attempt, DamagedArtifactError
 from workflows.leases import Owner
-from workflows.ledger import Claim, Position, Record, stem_of
+from workflows.ledger import Claim, DamagedEntryError, Position, Record, stem_of
 from workflows.storage import Storage
 
 STEP = own_step("count")
@@ -173,6 +173,17 @@ def test_damage_is_found_before_use_and_named(artifacts: Artifacts, damage: str)
         forget_copy(artifacts, record)
     with pytest.raises(DamagedArtifactError, match=r"count is damaged: sub/a\.txt.*--force count"):
         artifacts.verified(record)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"entry": "commit"}', b"\0\0"])
+def test_damaged_record_is_never_believed_and_named(artifacts: Artifacts, content: bytes) -> None:
+    finish(artifacts)
+    name = f"ledger/{STEP.kind}/{stem_of(STEP.fingerprint)}.000002.json"
+    artifacts.storage.write(name, content)
+    with pytest.raises(
+        DamagedEntryError, match=r"000002\.json is damaged: .*compute the step anew"
+    ):
+        artifacts.find(STEP)
 
 
 def test_damaged_copy_on_this_node_is_fetched_again(remote: Storage) -> None:
