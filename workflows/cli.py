@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ from workflows.console import (
 from workflows.execution import RunPaths
 from workflows.models import ModelStoreError
 from workflows.planning import AVAILABLE, Selection, UnknownStepError
-from workflows.progress import RunView
+from workflows.progress import RunView, clock
 from workflows.runner import RunResult
 from workflows.session import Session
 from workflows.storage import Storage, StorageError
@@ -199,9 +200,11 @@ def status(
     paths = _run(run_id, storage)
     view = history.view(paths)
     if as_json:
-        print_json({"run": paths.run_id, "steps": _states(view)})
+        last = view.last_event_at
+        print_json({"run": paths.run_id, "last_event_at": last, "steps": _states(view)})
     else:
-        out.print(paths.run_id)
+        age = "" if view.last_event_at is None else clock(time.time() - view.last_event_at)
+        out.print(f"{paths.run_id}{age and f', last event {age} ago'}", highlight=False)
         out.print(view.table())
 
 

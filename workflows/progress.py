@@ -48,9 +48,12 @@ class RunView:
 
     def __init__(self, steps: Iterable[str] = ()) -> None:
         self.steps: dict[str, StepView] = {name: StepView() for name in steps}
+        self.last_event_at: float | None = None
+        """By the clock of whoever wrote it, in seconds since 1970."""
 
     def take(self, event: Event) -> None:
         """Add one event."""
+        self.last_event_at = event["time"]
         name = event.get("step")
         if name is None:
             return
