@@ -89,6 +89,12 @@ def test_driver_killed_at_ten_random_moments_ends_as_if_nothing_had_been(tmp_pat
     for name in ModelStore(where).names():
         assert len(ModelStore(where).versions(name)) == 1
         assert len(ModelStore(where).log(name)) == 1
+    # No litter is left, and nothing that counts was taken for litter.
+    assert pretune("gc", "--storage", "storage", "--delete", folder=disturbed).returncode == 0
+    attempts = {path.name for path in disturbed.glob("storage/artifacts/*/*/*")}
+    assert attempts == {committed(where, step)[0].attempt for step in steps}
+    again = pretune("run", "pipeline.yaml", "--json", folder=disturbed)
+    assert set(json.loads(again.stdout)["states"].values()) == {"reused"}
 
 
 def assert_each_step_was_committed_once_and_not_run_after(
