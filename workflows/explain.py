@@ -116,7 +116,7 @@ class _Explainer:
         before = self._before(step)
         if before is None:
             return "not computed yet"
-        found = changes(step, before)
+        found = changes(step, before) or ["its result was removed"]
         more = len(found) - _MOST_CHANGES
         return ", ".join(found[:_MOST_CHANGES]) + (f" and {more} more changes" if more > 0 else "")
 
