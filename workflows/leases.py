@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil
 from pydantic import BaseModel, ConfigDict
 
 from workflows.storage import Storage
@@ -30,8 +29,8 @@ class Owner(BaseModel):
     machine: str
     """Which boot of which kernel, and whose process numbers: empty where it cannot be told."""
     pid: int
-    started: float
-    """When the process began, by its own host's clock; compared for equality alone."""
+    started: int
+    """When the process began, in the kernel's ticks since its boot: no clock can change it."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -41,10 +40,7 @@ class Owner(BaseModel):
         """This process."""
         pid = os.getpid()
         return cls(
-            host=os.uname().nodename,
-            machine=_machine(),
-            pid=pid,
-            started=psutil.Process(pid).create_time(),
+            host=os.uname().nodename, machine=_machine(), pid=pid, started=_started(pid) or 0
         )
 
     @property
@@ -63,12 +59,7 @@ class Owner(BaseModel):
 
     @property
     def _runs(self) -> bool:
-        try:
-            process = psutil.Process(self.pid)
-            is_same = bool(process.create_time() == self.started)
-            return is_same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return _started(self.pid) == self.started
 
 
 @dataclass(frozen=True)
@@ -167,3 +158,14 @@ def _machine() -> str:
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""  # not Linux: only signs of life count
+
+
+def _started(pid: int) -> int | None:
+    """When a process of this machine began; None where there is none, or only its remains."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    # The second field is the program's name in brackets, whatever it holds: proc(5).
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else int(fields[18])

@@ -114,7 +114,7 @@ def test_work_a_next_run_could_go_on_from_stays(storage: Storage) -> None:
 
 def foreign_claim(where: Storage, step: Step) -> None:
     """A process on another host works on a step."""
-    owner = Owner(host="elsewhere", machine="another boot", pid=1, started=0.0)
+    owner = Owner(host="elsewhere", machine="another boot", pid=1, started=0)
     claim = Claim(run="other", attempt="000001-x", owner=owner, lease_s=60)
     Artifacts(where).ledger.append(step, Position(), claim)
     where.write(f"artifacts/{step.kind}/{step.fingerprint[:32]}/000001-x/work/c", b"checkpoint")

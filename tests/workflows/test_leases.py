@@ -7,11 +7,12 @@ import time
 
 import pytest
 
+from workflows import leases
 from workflows.leases import Heartbeat, Owner, Watch
 from workflows.storage import Storage
 
 LEASE = "leases/count/abc"
-ELSEWHERE = Owner(host="elsewhere", machine="another boot", pid=1, started=0.0)
+ELSEWHERE = Owner(host="elsewhere", machine="another boot", pid=1, started=0)
 
 
 class Clock:
@@ -82,10 +83,8 @@ def test_living_process_is_not_dead_and_one_with_its_number_is_another() -> None
 
 def test_process_that_was_not_waited_for_is_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    import psutil
-
     owner = Owner.current().model_copy(
-        update={"pid": child.pid, "started": psutil.Process(child.pid).create_time()}
+        update={"pid": child.pid, "started": leases._started(child.pid)}
     )
     assert owner.is_known_alive
     os.kill(child.pid, signal.SIGSTOP)
