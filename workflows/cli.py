@@ -246,9 +246,10 @@ def gc(
     collector = Collector(Storage.at(storage), keep_runs=keep_runs)
     found = collector.find()
     if delete:
-        collector.remove(found)
+        found = collector.remove(found)
     if as_json:
-        print_json([vars(garbage) for garbage in found])
+        facts = ("name", "size_bytes", "why")
+        print_json([{fact: getattr(garbage, fact) for fact in facts} for garbage in found])
         return
     for garbage in found:
         line = f"{garbage.size_bytes:>14,}  {garbage.name}  ({garbage.why})"

@@ -2,19 +2,20 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from workflows import storage
 from workflows.artifacts import ARTIFACTS, WORK, attempts_folder
 from workflows.history import head, run_ids
-from workflows.leases import Watch
+from workflows.leases import Owner, Watch
 from workflows.ledger import Claim, Ledger, Position, Record, stem_of
 from workflows.models import MODELS, ModelStore
 from workflows.steps import StepRef
 from workflows.storage import Storage
 
 _LEASES = "leases"
+_LEASE_S = 60.0
 _POLL_S = 1.0
 
 
@@ -25,6 +26,8 @@ class Garbage:
     name: str
     size_bytes: int
     why: str
+    log: "_Log | None" = None
+    """Of the step, where all that there is of it is garbage."""
 
 
 @dataclass(frozen=True)
@@ -67,33 +70,48 @@ class Collector:
         self._watch = Watch(where, clock)
 
     def find(self) -> list[Garbage]:
-        """All garbage; changes nothing."""
-        logs = list(self._logs())
-        live = self._live([log for log in logs if log.claim is not None])
+        """All garbage; changes nothing.
+
+        Folders are looked at before logs, and logs before runs: who comes in between has written
+        what protects it before it makes what could be taken for garbage.
+        """
+        attempts = {
+            (kind, stem): self._storage.names(attempts_folder(kind, stem))
+            for kind in self._storage.names(ARTIFACTS)
+            for stem in self._storage.names(f"{ARTIFACTS}/{kind}")
+        }
+        model_files = self._model_files()
+        logs = {(log.kind, log.stem): log for log in self._logs()}
+        live = self._live([log for log in logs.values() if log.claim is not None])
         live_runs = {log.claim.run for log in live.values() if log.claim}
         kept, old = self._runs(live_runs)
         reached = self._reached(kept)
         found = [self._garbage(f"runs/{run}", "an old run") for run in old]
-        known = {(log.kind, log.stem): log for log in logs}
-        for kind in self._storage.names(ARTIFACTS):
-            for stem in self._storage.names(f"{ARTIFACTS}/{kind}"):
-                known.setdefault((kind, stem), _Log(kind, stem, None, None, 0))
-        for key, log in known.items():
+        for key in {**dict.fromkeys(attempts), **dict.fromkeys(logs)}:
             if key not in live:
-                found += self._of_step(log, is_reached=key in reached)
+                log = logs.get(key, _Log(*key, None, None, 0))
+                found += self._of_step(log, attempts.get(key, []), is_reached=key in reached)
         if not any(kind == "promote" for kind, _ in live):
-            found += self._of_models()
+            found += self._of_models(model_files)
         found += self._of_processes({log.lease for log in live.values()})
         return found
 
-    def remove(self, garbage: Sequence[Garbage]) -> None:
-        """Remove it; of a step its log first, so that nobody believes what is left."""
-        for one in garbage:
-            parts = one.name.split("/")
-            if parts[0] == ARTIFACTS and len(parts) == 3:
-                self._ledger.forget(parts[1], parts[2])
-        for one in garbage:
+    def remove(self, garbage: Sequence[Garbage]) -> list[Garbage]:
+        """Remove it; what was removed. A step that somebody has claimed meanwhile stays."""
+        removed = [one for one in garbage if one.log is None or self._forgotten(one.log)]
+        for one in removed:
             self._storage.delete(one.name)
+        return removed
+
+    def _forgotten(self, log: _Log) -> bool:
+        """Claim a step as a run would, then remove its log, so that nobody believes the rest."""
+        step = StepRef("", log.kind, log.stem)
+        claim = Claim(run="gc", attempt="", owner=Owner.current(), lease_s=_LEASE_S)
+        position = Position(log.number)
+        if log.number and self._ledger.append(step, position, claim) is None:
+            return False
+        self._ledger.forget(log.kind, log.stem)
+        return True
 
     def _logs(self) -> Iterator[_Log]:
         for kind in self._ledger.kinds():
@@ -144,12 +162,14 @@ class Collector:
                 reached.add(("final", stem_of(self._store.facts(version)["fingerprint"])))
         return reached
 
-    def _of_step(self, log: _Log, *, is_reached: bool) -> Iterator[Garbage]:
+    def _of_step(
+        self, log: _Log, attempts: Sequence[str], *, is_reached: bool
+    ) -> Iterator[Garbage]:
         folder = attempts_folder(log.kind, log.stem)
         if not is_reached:
-            yield self._garbage(folder, "no kept run planned this step")
+            size = self._storage.size(folder)
+            yield Garbage(folder, size, "no kept run planned this step", log)
             return
-        attempts = self._storage.names(folder)
         if log.record is not None:
             keep = {log.record.attempt}
             if self._storage.names(f"{folder}/{log.record.attempt}/{WORK}"):
@@ -163,11 +183,18 @@ class Collector:
             if attempt not in keep:
                 yield self._garbage(f"{folder}/{attempt}", "an attempt that came to nothing")
 
-    def _of_models(self) -> Iterator[Garbage]:
-        for name in self._storage.names(MODELS):
+    def _model_files(self) -> dict[str, list[str]]:
+        """Folders of model files by the model's name."""
+        return {
+            name: self._storage.names(f"{MODELS}/{name}/files")
+            for name in self._storage.names(MODELS)
+        }
+
+    def _of_models(self, files: Mapping[str, Sequence[str]]) -> Iterator[Garbage]:
+        for name, folders in files.items():
             versions = self._store.versions(name)
             used = {str(self._store.facts(version)["folder"]) for version in versions}
-            for folder in self._storage.names(f"{MODELS}/{name}/files"):
+            for folder in folders:
                 if (place := f"{MODELS}/{name}/files/{folder}") not in used:
                     yield self._garbage(place, "no version has these files")
 

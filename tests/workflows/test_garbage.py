@@ -127,6 +127,28 @@ def test_live_lease_of_this_machine_is_never_touched(storage: Storage) -> None:
     assert Artifacts(storage).commit(OLD, attempt, {}, run="run") is not None
 
 
+def test_step_that_is_claimed_after_the_look_stays(storage: Storage) -> None:
+    finish(storage, OLD)
+    collector = Collector(storage, keep_runs=1)
+    (garbage,) = collector.find()
+    heir = begin(storage, OLD, Position(2, None, 2))  # somebody computes it anew
+    assert collector.remove([garbage]) == []
+    (heir.output / "a.txt").write_text("anew")
+    position = Artifacts(storage).commit(OLD, heir, {}, run="run")
+    assert position is not None
+    assert position.committed == 4
+
+
+def test_removed_step_is_computed_as_if_it_had_never_been(storage: Storage) -> None:
+    finish(storage, OLD)
+    assert collected(storage, keep_runs=1) == ["no kept run planned this step"]
+    assert storage.find("ledger") == storage.find("done") == storage.find("artifacts") == {}
+    finish(storage, OLD)
+    record = Artifacts(storage).find(OLD)
+    assert record is not None
+    Artifacts(storage).verified(record)
+
+
 class Elsewhere:
     """Time passes, and the other host shows signs of life or does not."""
 
