@@ -13,7 +13,7 @@ _PARTS = {
     "data": ("train.parquet", "validation.parquet", "test.parquet", "labels.json"),
     "corpus": ("train-*.parquet",),
     "tokenizer": ("tokenizer.json",),
-    "tokens": ("index.json", "*.npy"),
+    "tokens": ("index.json", "*.bin"),
     "pretrain": ("config.json", "*.safetensors", "tokenizer.json"),
     "tune": ("trials.json",),
     "final": ("final.json", "predictions.json", "model/config.json", "model/*.safetensors"),

@@ -243,5 +243,5 @@ def test_nodes_that_share_nothing_but_an_object_store_train_together(
         if step.name == "tokens"
         for record in committed(remote, step)
     ]
-    assert len([name for name in record.files if name.endswith(".npy")]) > 4
+    assert len([name for name in record.files if name.endswith(".bin")]) > 4
     assert list(ModelStore(remote).names()) == ["tiny.tone"]

@@ -174,6 +174,19 @@ def test_task_that_fails_does_not_stop_the_other_and_is_named_at_the_end(finishe
     assert "did not get this far" in Path(summary["report"]).read_text(encoding="utf-8")
 
 
+def test_outputs_of_every_kind_can_be_adopted(finished: Run, tmp_path: Path) -> None:
+    """What steps leave behind is what adoption asks for."""
+    pipeline = write_pipeline(tmp_path, tiny_pipeline(tmp_path))
+    steps = ("tone.data", "corpus", "tokenizer", "tokens", "pretrain", "tone.tune", "tone.final")
+    for step in steps:
+        kind = step.rpartition(".")[2]
+        folder = next(finished.storage.glob(f"artifacts/{kind}/*/*/output"))
+        answer = pretune("adopt", pipeline, step, folder, folder=tmp_path)
+        assert answer.returncode == 0, answer.stderr
+    rows = json.loads(pretune("plan", pipeline, "--json", folder=tmp_path).stdout)
+    assert {row["step"] for row in rows if row["plan"] == "REUSE"} >= {"tokens", "tone.final"}
+
+
 def test_adopted_checkpoint_is_tuned_tracked_and_reported(finished: Run, tmp_path: Path) -> None:
     """A base from elsewhere: no corpus is read, nothing is pretrained."""
     (trained,) = finished.storage.glob("artifacts/pretrain/*/*/output")
