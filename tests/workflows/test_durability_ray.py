@@ -80,6 +80,14 @@ def test_step_that_takes_too_long_is_ended_and_the_others_go_on(
     assert is_released(local, hangs)
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell starts what is in the background with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_once_begun(where: Storage, step: Step) -> None:
     ledger = Artifacts(where).ledger
     while ledger.position(step, Position()).number == 0:
