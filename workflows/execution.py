@@ -1,11 +1,13 @@
 """One step, from a claim and verified inputs to a committed record. Runs in a cluster process."""
 
 import _thread
+import contextlib
 import errno
 import logging
+import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -235,7 +237,7 @@ def run_step(assignment: Assignment, run: RunContext) -> Computed | Busy:
         on_lost=interrupt,
     )
     try:
-        with heartbeat:
+        with _interruptible(), heartbeat:
             return _computed(assignment, attempt, artifacts, run)
     except BaseException as error:
         if artifacts.own_commit(step, attempt) is not None:
@@ -251,6 +253,20 @@ def run_step(assignment: Assignment, run: RunContext) -> Computed | Busy:
         raise
     finally:
         run.paths.keep_log(step.name)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let `interrupt_main` work: processes begun in a shell's background ignore interrupts."""
+    before = signal.getsignal(signal.SIGINT)
+    is_ignored = before is signal.SIG_IGN and threading.current_thread() is threading.main_thread()
+    if is_ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if is_ignored:
+            signal.signal(signal.SIGINT, before)
 
 
 def lease_name(step: Identified) -> str:
