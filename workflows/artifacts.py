@@ -199,14 +199,14 @@ class Artifacts:
             shutil.rmtree(attempt.directory, ignore_errors=True)
         return position
 
-    def own_commit(self, step: Identified, attempt: Attempt) -> Position | None:
-        """The attempt's commit, if it came to one before something went wrong."""
-        position = self.ledger.position(step, attempt.claimed)
-        entry = position.entry
-        return position if isinstance(entry, Record) and entry.attempt == attempt.id else None
-
     def release(self, step: Identified, attempt: Attempt) -> None:
-        """Give up an attempt that failed: its claim and output go, its work stays for the next."""
+        """Give up an attempt that failed: its claim and output go, its work stays for the next.
+
+        An attempt that was committed before something went wrong keeps all it has.
+        """
+        position = self.ledger.position(step, attempt.claimed)
+        if isinstance(position.entry, Record) and position.entry.attempt == attempt.id:
+            return
         # First of all make room: the disk may be full.
         shutil.rmtree(attempt.output, ignore_errors=True)
         has_work = any(path.is_file() for path in attempt.work.rglob("*"))

@@ -240,8 +240,6 @@ def run_step(assignment: Assignment, run: RunContext) -> Computed | Busy:
         with _interruptible(), heartbeat:
             return _computed(assignment, attempt, artifacts, run)
     except BaseException as error:
-        if artifacts.own_commit(step, attempt) is not None:
-            raise  # what is committed is nobody's to remove
         if lost.is_set() and isinstance(error, KeyboardInterrupt):
             logger.warning("the lease of %s was taken over; this attempt ends", step.name)
             artifacts.discard(attempt)

@@ -117,9 +117,11 @@ class Collector:
         for kind in self._ledger.kinds():
             for stem, numbers in self._ledger.logs(kind).items():
                 step = StepRef("", kind, stem)
-                position = self._ledger.position(step, Position(numbers[0] - 1))
+                position = self._ledger.position(step, Position(numbers[-1] - 1))
                 claim = position.entry if isinstance(position.entry, Claim) else None
-                record = self._ledger.record(step, position.committed)
+                # The newest commit, wherever it stands: nothing is taken from how entries follow.
+                tried = (self._ledger.record(step, n) for n in range(position.number, 0, -1))
+                record = next((found for found in tried if found is not None), None)
                 yield _Log(kind, stem, record, claim, position.number)
 
     def _live(self, claimed: Sequence[_Log]) -> dict[tuple[str, str], _Log]:

@@ -335,6 +335,8 @@ class _Loop:
         now, execution = time.monotonic(), self._context.execution
         for pending, work in list(self._pending.items()):
             limit = execution.timeout_of(work.name)
+            if pending not in self._pending:
+                break  # a failure before it has ended the run
             if limit is not None and self._age(work, now) > limit:
                 self._cancel([pending])
                 error = TaskFailedError("TimeoutError", f"not done after {limit:g} s")

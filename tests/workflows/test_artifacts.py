@@ -106,6 +106,17 @@ def test_released_step_is_free_for_the_next(artifacts: Artifacts) -> None:
     assert commit(artifacts, begin(artifacts, after=position)) is not None
 
 
+def test_committed_attempt_cannot_be_given_up(artifacts: Artifacts) -> None:
+    """As when an interrupt comes right behind the commit."""
+    attempt = begin(artifacts)
+    (attempt.output / "a.txt").write_text("result")
+    commit(artifacts, attempt)
+    artifacts.release(STEP, attempt)
+    record = artifacts.find(STEP)
+    assert record is not None
+    assert (artifacts.verified(record) / "a.txt").read_text() == "result"
+
+
 def test_saved_work_is_seen_by_later_attempts_and_gone_after_the_commit(
     artifacts: Artifacts,
 ) -> None:

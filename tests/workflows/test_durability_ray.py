@@ -38,13 +38,21 @@ def cluster() -> Iterator[RayCluster]:
         os.environ["PYTHONPATH"] = before
 
 
-def run(graph: list[Step], cluster: RayCluster, where: Storage, **settings: object) -> RunResult:
+def run(
+    graph: list[Step],
+    cluster: RayCluster,
+    where: Storage,
+    *,
+    fail_fast: bool = False,
+    **settings: object,
+) -> RunResult:
     run_context = context(where, cluster, "run", **settings)
     return runner.run(
         graph,
         planning.plan(graph, Artifacts(where).ledger),
         run_context,
         Journal(where, run_context.paths.events, "run"),
+        fail_fast=fail_fast,
     )
 
 
@@ -78,6 +86,16 @@ def test_step_that_takes_too_long_is_ended_and_the_others_go_on(
     }
     assert result.failures[0].cause == "not done after 2 s"
     assert is_released(local, hangs)
+
+
+def test_first_of_two_that_take_too_long_ends_a_run_that_is_to_fail_fast(
+    cluster: RayCluster, local: Storage
+) -> None:
+    steps = [own_step(name, function="hang", resources=ONE_CPU) for name in ("one", "two")]
+    limits = {step.name: {"timeout_s": 5.0} for step in steps}
+    result = run(steps, cluster, local, fail_fast=True, steps=limits)
+    assert sorted(result.states.values()) == [State.BLOCKED, State.FAILED]
+    assert all(is_released(local, step) for step in steps)
 
 
 @pytest.fixture(autouse=True)
