@@ -133,15 +133,14 @@ def run(
     """
     opened = _open(pipeline, overrides)
     console = Console(stderr=True) if as_json else out
-    selection = _selection(only, from_, force)
-    planned = opened.plan(selection)
+    planned = opened.plan(_selection(only, from_, force))
     if planned.missing:
         name, missing = next(iter(planned.missing.items()))
         raise usage_error(f"{name} needs {', '.join(missing)}; run them first, or leave --only out")
     # A scheduler's notice ends a run as Ctrl-C does: cleanly.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = opened.run(console, selection, fail_fast=fail_fast)
+        result = opened.run(console, planned, fail_fast=fail_fast)
     except (CapacityError, UnreachableError) as error:
         raise usage_error(str(error)) from None
     except KeyboardInterrupt:

@@ -111,10 +111,14 @@ def clock(seconds: float | None) -> str:
 class LiveView:
     """Redraws while a run goes on; in a file or pipe, a plain line for each change instead."""
 
-    def __init__(self, console: Console, tail: Tail, steps: Iterable[str]) -> None:
+    def __init__(
+        self, console: Console, tail: Tail, steps: Iterable[str], *, every_s: float = 0.0
+    ) -> None:
+        """Looks for events every `every_s` seconds at most: an object store lists them each time."""
         self._console, self._tail, self.view = console, tail, RunView(steps)
         self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
         self._last_line: dict[str, float] = {}
+        self._every_s, self._looked_at = every_s, float("-inf")
 
     def __enter__(self) -> Self:
         if self._live:
@@ -122,12 +126,17 @@ class LiveView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.tick()
+        self._show()
         if self._live:
             self._live.stop()
 
     def tick(self) -> None:
-        """Take new events and show them."""
+        """Take new events and show them, when it is time."""
+        if time.monotonic() - self._looked_at >= self._every_s:
+            self._show()
+
+    def _show(self) -> None:
+        self._looked_at = time.monotonic()
         for event in self._tail.new():
             self.view.take(event)
             if not self._live:

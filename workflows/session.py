@@ -27,6 +27,8 @@ from workflows.runner import RunResult
 from workflows.steps import Step
 from workflows.storage import Storage
 
+_LISTING_EVERY_S = 2.0
+
 
 @dataclass(frozen=True)
 class Session:
@@ -64,16 +66,13 @@ class Session:
         """
         return planning.plan(self.steps, self.artifacts.ledger, selection)
 
-    def run(
-        self, console: Console, selection: Selection | None = None, *, fail_fast: bool = False
-    ) -> RunResult:
-        """Run what is not done; starts or joins Ray only if there is something to run.
+    def run(self, console: Console, plan: Plan, *, fail_fast: bool = False) -> RunResult:
+        """Do what is planned; starts or joins Ray only if there is something to run.
 
         Raises:
             CapacityError: the cluster can never hold the workers; nothing was written.
             StorageError: a node cannot see the storage; nothing was computed.
         """
-        plan = self.plan(selection)
         if planning.State.WAITING not in plan.states.values():
             return RunResult(plan.states)
         from cluster.ray_cluster import connect  # loads Ray
@@ -84,8 +83,11 @@ class Session:
             capacity.check(self.config.cluster, cluster.capacity(), own)
             probe.check(self.paths.storage, cluster)
             self.write_head(plan)
-            tail = Tail(self.paths.storage, self.paths.events)
-            with LiveView(console, tail, [step.name for step in self.steps]) as live:
+            where = self.paths.storage
+            tail = Tail(where, self.paths.events)
+            names = [step.name for step in self.steps]
+            every_s = 0.0 if where.is_local else _LISTING_EVERY_S
+            with LiveView(console, tail, names, every_s=every_s) as live:
                 return runner.run(
                     self.steps,
                     plan,

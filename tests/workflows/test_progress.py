@@ -89,3 +89,17 @@ def test_in_a_terminal_the_table_is_redrawn(local: Storage) -> None:
     last = file.getvalue().rsplit("report", 1)[0]
     assert "failed" in last
     assert "no space" in last
+
+
+def test_events_of_an_object_store_are_listed_now_and_then_and_all_at_the_end(
+    remote: Storage,
+) -> None:
+    file = io.StringIO()
+    journal, tail = Journal(remote, "events", "run"), Tail(remote, "events")
+    with LiveView(Console(file=file, width=80), tail, ["pretrain"], every_s=3600) as live:
+        live.tick()
+        journal.append("step", step="pretrain", state="running")
+        journal.flush()
+        live.tick()
+        assert "pretrain: running" not in file.getvalue()
+    assert "pretrain: running" in file.getvalue()
