@@ -114,7 +114,7 @@ class LiveView:
     def __init__(
         self, console: Console, tail: Tail, steps: Iterable[str], *, every_s: float = 0.0
     ) -> None:
-        """Looks for events every `every_s` seconds at most: an object store lists them each time."""
+        """Looks for events every `every_s` seconds at most: an object store lists them anew."""
         self._console, self._tail, self.view = console, tail, RunView(steps)
         self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
         self._last_line: dict[str, float] = {}
