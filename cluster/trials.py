@@ -32,6 +32,7 @@ from ray.tune.search.optuna import OptunaSearch
 from cluster.config import Range, SearchConfig
 from cluster.interface import Metrics, SearchPlan, Trial, TrialResult
 from cluster.logs import redirected
+from cluster.snapshots import is_left_whole
 
 Listener = Callable[[str, Metrics], None]
 """Is told a trial and its metrics after each epoch."""
@@ -88,7 +89,22 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on after a lost worker or driver."""
-        self._guarded(lambda: self._trial.load(Path(checkpoint)))
+        with redirected(self._log):
+            self._trial.load(Path(checkpoint))
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Go on from a checkpoint, or begin again if it is gone.
+
+        A driver that was killed may have removed it for a newer one of which its snapshot does not
+        know yet.
+        """
+        try:
+            super().restore(checkpoint_path)
+        except Exception:
+            with redirected(self._log):
+                traceback.print_exc()
+            self._iteration = 0
+            self._start(self.config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next configuration in the same process."""
@@ -150,7 +166,7 @@ def run(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # A snapshot after each checkpoint is what we want: it is what a restart goes on from.
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
-    if Tuner.can_restore(experiment):
+    if is_left_whole(experiment):
         tuner = Tuner.restore(experiment, trainable=trainable)
     else:
         tuner = Tuner(

@@ -4,11 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 from toys import (
     GangWithOneDeath,
     ToyTrial,
@@ -197,44 +198,93 @@ def test_finished_search_is_not_run_again(cluster: RayCluster, tmp_path: Path) -
     assert {r.trial_id: r.history for r in second} == {r.trial_id: r.history for r in first}
 
 
-def test_interrupted_search_goes_on_and_reports_to_its_new_run(
-    cluster: RayCluster, tmp_path: Path
-) -> None:
-    config = SearchConfig(trials=6, space={"x": Range(uniform=(1.0, 9.0)), "epochs": 3})
-    plan = SearchPlan(config, ONE, metric="score", max_epochs=3, slots=1)
-    shared = {"starts": tmp_path / "starts"}
-    told: list[Metrics] = []
+class InterruptedSearch:
+    """Six trials of three epochs, killed after eight epochs; gone on with in a copy."""
 
-    def run(directory: str, stop_after: int | None) -> list[TrialResult]:
-        told.clear()
+    def __init__(self, cluster: RayCluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.told: list[Metrics] = []
+        with pytest.raises(Exception, match="the driver dies"):
+            self._run("first", stop_after=8)
+        shutil.copytree(folder / "first", folder / "second")
+        self.snapshot = folder / "second" / "search"
 
+    def go_on(self) -> list[TrialResult]:
+        self.told.clear()
+        return self._run("second", stop_after=None)
+
+    def starts(self) -> list[str]:
+        return [line.split()[0] for line in (self.folder / "starts").read_text().splitlines()]
+
+    def _run(self, directory: str, stop_after: int | None) -> list[TrialResult]:
         def listen(trial: str, metrics: Metrics) -> None:
-            told.append(metrics)
-            if len(told) == stop_after:
+            self.told.append(metrics)
+            if len(self.told) == stop_after:
                 raise KeyError("the driver dies")
 
-        return cluster.run_trials(
+        config = SearchConfig(trials=6, space={"x": Range(uniform=(1.0, 9.0)), "epochs": 3})
+        return self.cluster.run_trials(
             ToyTrial,
-            shared,
-            plan,
-            directory=str(tmp_path / directory),
-            log=tmp_path / "log",
+            {"starts": self.folder / "starts"},
+            SearchPlan(config, ONE, metric="score", max_epochs=3, slots=1),
+            directory=str(self.folder / directory),
+            log=self.folder / "log",
             on_result=listen,
         )
 
-    with pytest.raises(Exception, match="the driver dies"):
-        run("first", stop_after=8)
-    shutil.copytree(tmp_path / "first", tmp_path / "second")
-    results = run("second", stop_after=None)
+
+def assert_whole(results: list[TrialResult]) -> None:
     assert len(results) == 6
     assert {result.status for result in results} == {"finished"}
     for result in results:
         x = result.hyperparameters["x"]
         assert [epoch["score"] for epoch in result.history] == [x, 2 * x, 3 * x]
-    assert 8 <= len(told) <= 13  # 18 epochs, of which the first run finished 7 or so
-    started = [line.split()[0] for line in (tmp_path / "starts").read_text().splitlines()]
+
+
+def test_interrupted_search_goes_on_and_reports_to_its_new_run(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    search = InterruptedSearch(cluster, tmp_path)
+    assert_whole(search.go_on())
+    assert 8 <= len(search.told) <= 13  # 18 epochs, of which the first run finished 7 or so
+    started = search.starts()
     assert started.count(started[0]) == 1  # it was finished when the driver died
     assert len(started) == 7  # the one that was not, twice
+
+
+def without_snapshots(search: Path) -> None:
+    for path in search.glob("*.json"):
+        path.unlink()
+
+
+def with_torn_snapshot(search: Path) -> None:
+    (state,) = search.glob("experiment_state-*.json")
+    state.write_bytes(state.read_bytes()[:1000])
+
+
+def with_older_searcher(search: Path) -> None:
+    (state,) = search.glob("basic-variant-state-*.json")
+    searcher = cloudpickle.loads(state.read_bytes())
+    searcher["_iterators"][0].counter -= 1
+    state.write_bytes(cloudpickle.dumps(searcher))
+
+
+def without_checkpoints(search: Path) -> None:
+    for path in search.glob("*/checkpoint_*"):
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    "damage", [without_snapshots, with_torn_snapshot, with_older_searcher, without_checkpoints]
+)
+def test_search_killed_while_it_saved_tries_the_same_points(
+    cluster: RayCluster, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    search = InterruptedSearch(cluster, tmp_path)
+    damage(search.snapshot)
+    results = search.go_on()
+    assert_whole(results)
+    assert {str(result.hyperparameters["x"]) for result in results} == set(search.starts())
 
 
 _FOREIGN = """
