@@ -67,6 +67,9 @@ class ClusterConfig(Schema):
     trials: WorkerConfig = WorkerConfig()
     """One fine-tuning trial."""
 
+    shards: WorkerConfig = WorkerConfig()
+    """One process that reads, cleans or tokenises a shard of the corpus."""
+
     retry: RetryConfig = RetryConfig()
     """Retries of what the cluster broke."""
 

@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SourceFormat = Literal["lines", "text", "jsonl", "csv", "parquet", "dataset"]
+SourceFormat = Literal["lines", "paragraphs", "text", "jsonl", "csv", "parquet", "dataset"]
 TaskType = Literal["classification", "token_classification"]
 Objective = Literal["causal", "masked"]
 Metric = Literal["accuracy", "macro_f1", "entity_f1"]
 Method = Literal["full", "head"]
+Packing = Literal["concat", "best_fit"]
 
 NUM_BYTE_TOKENS = 256
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|mask|>")
@@ -57,19 +58,33 @@ class SourceConfig(Schema):
     """One place documents come from."""
 
     path: Annotated[str, WHERE]
-    """A file, a folder written by `datasets`, or a glob; relative to the pipeline file."""
+    """A file or a glob, relative to the pipeline file, or a URL of either (`s3://`, `gs://`,
+    `abfs://`, `hf://`, `https://`); for `dataset` a folder written by `datasets` or a hub name."""
 
     step: Annotated[str | None, WHERE] = None
     """One of your own steps: then `path` is relative to its output folder."""
 
     format: SourceFormat
-    """`lines` is one document a line, `text` one document a file. Derived from the suffix."""
+    """`lines` is one document a line, `paragraphs` parts them by empty lines, `text` is one document
+    a file. Derived from the suffix."""
 
     text: str = "text"
     """Column or key that holds the text (`jsonl`, `csv`, `parquet`, `dataset`)."""
 
     encoding: str = "utf-8"
-    """Text encoding of `lines`, `text`, `jsonl` and `csv`."""
+    """Text encoding of `lines`, `paragraphs`, `text`, `jsonl` and `csv`."""
+
+    subset: str | None = None
+    """Configuration of a hub data set."""
+
+    split: str = "train"
+    """Split of a hub data set."""
+
+    revision: Annotated[str | None, WHERE] = None
+    """Branch, tag or commit of a hub data set; its commit is part of what is computed."""
+
+    weight: Annotated[PositiveFloat, WHERE] = 1.0
+    """Times its sequences come in one pass over the corpus: 2 is twice, 0.5 every second one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,11 +100,28 @@ class SourceConfig(Schema):
         return data
 
 
+class CleaningConfig(Schema):
+    """What happens to documents before anything is learnt from them; each removal is counted."""
+
+    normalize: Literal["NFC", "NFKC"] | None = None
+    """Unicode normalisation form."""
+
+    min_characters: Annotated[int, Field(ge=0)] = 0
+    """Shorter documents are dropped."""
+
+    deduplicate: bool = True
+    """Keep documents once that are equal but for case and spacing, across all sources."""
+
+    held_out_ngram: PositiveInt | None = 13
+    """Drop documents that share so many words in a row with a text of `held_out`; null compares
+    whole texts only. Source: Brown et al. 2020, arXiv:2005.14165, appendix C."""
+
+
 class CorpusConfig(Schema):
     """The documents a model is pretrained on."""
 
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
-    """Read in this order; exact duplicates are kept once."""
+    """Read in this order; of exact duplicates the first is kept."""
 
     validation_fraction: Fraction = 0.01
     """Share of documents held out for the validation loss, chosen by a hash of the text."""
@@ -97,15 +129,26 @@ class CorpusConfig(Schema):
     held_out: list[str] = []
     """Tasks whose test texts are removed from the corpus before anything is learnt from it."""
 
-    shard_documents: PositiveInt = 50_000
-    """Documents in one shard: the unit of parallel work."""
+    clean: CleaningConfig = CleaningConfig()
+    """Normalisation and removals."""
+
+    malformed: Literal["refuse", "skip"] = "refuse"
+    """What to do with lines and files that cannot be read: end with an error that names the place,
+    or leave them out, named in the log and counted."""
+
+    shard_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
+    """Bytes of the sources in one shard: the unit of parallel work."""
 
 
 class TokenizerConfig(Schema):
     """Where the tokenizer comes from: trained on the corpus, or loaded."""
 
-    train: Literal["bpe"] | None = None
-    """Train a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909) on the corpus."""
+    train: Literal["bpe", "wordpiece", "unigram"] | None = None
+    """Train on the corpus: byte-level BPE (arXiv:1508.07909), WordPiece as BERT's or Unigram
+    (arXiv:1804.10959)."""
+
+    sample_bytes: PositiveInt = 256 * 1024 * 1024
+    """Text to train on at most: documents chosen by a hash, whatever the number of shards."""
 
     vocab_size: Annotated[int, Field(ge=NUM_BYTE_TOKENS + len(SPECIAL_TOKENS))] | None = None
     """Tokens to learn, the 256 bytes and the special tokens included."""
@@ -122,9 +165,9 @@ class TokenizerConfig(Schema):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.train is None) == (self.from_ is None):
-            raise ValueError("give either train: bpe or from: FOLDER, and not both")
+            raise ValueError("give either train: bpe, wordpiece or unigram, or from: FOLDER, and not both")
         if self.train and self.vocab_size is None:
-            raise ValueError("train: bpe needs vocab_size, for example vocab_size: 8192")
+            raise ValueError(f"train: {self.train} needs vocab_size, for example vocab_size: 8192")
         if self.from_ and (self.vocab_size is not None or self.lowercase or self.replace):
             raise ValueError("vocab_size, lowercase and replace go with train: bpe, not with from")
         return self
@@ -199,6 +242,13 @@ class PretrainConfig(Schema):
 
     tokens: PositiveInt
     """Training tokens to consume in all, several epochs where the corpus is smaller."""
+
+    packing: Packing = "concat"
+    """`concat` joins documents by the end token and cuts anywhere; `best_fit` cuts only documents
+    longer than a sequence and lets none attend to another (arXiv:2404.10830)."""
+
+    shuffle_shards: PositiveInt = 16
+    """Shards whose sequences are mixed at a time; a node keeps so many of remote storage."""
 
     global_batch_tokens: PositiveInt
     """Tokens in one optimizer step over all workers; a multiple of sequence_length."""
