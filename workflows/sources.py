@@ -26,6 +26,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.final:finished",
         "workflows.final:TRIALS",
         "cluster.trials",
+        "cluster.snapshots",
     ),
     "final": ("workflows.final:run",),
     "promote": (
