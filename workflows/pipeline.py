@@ -10,6 +10,7 @@ from cluster.config import SearchConfig, WorkerConfig
 from trainers.config import (
     CorpusConfig,
     ModelConfig,
+    Packing,
     PretrainConfig,
     Schema,
     TaskConfig,
@@ -31,10 +32,10 @@ from workflows.steps import CUSTOM, Step
 # bring theirs with them.
 STAGE_VERSIONS = {
     "data": 1,
-    "corpus": 1,
-    "tokenizer": 1,
-    "tokens": 1,
-    "pretrain": 1,
+    "corpus": 2,
+    "tokenizer": 2,
+    "tokens": 2,
+    "pretrain": 2,
     "tune": 1,
     "final": 1,
     "promote": 1,
@@ -62,6 +63,7 @@ class TokensSpec(Schema):
     """What `tokens` knows."""
 
     sequence_length: int
+    packing: Packing
 
 
 class PretrainSpec(Schema):
@@ -69,6 +71,8 @@ class PretrainSpec(Schema):
 
     model: ModelConfig
     pretrain: PretrainConfig
+    weights: list[float]
+    """Of the corpus' sources."""
 
 
 class TuneSpec(Schema):
@@ -200,13 +204,17 @@ def _base_drafts(config: PipelineConfig, outside: OutsideData) -> list[_Draft]:
         _Draft(
             "tokens",
             "tokens",
-            TokensSpec(sequence_length=sequence_length),
+            TokensSpec(sequence_length=sequence_length, packing=config.pretrain.packing),
             {"corpus": "corpus", "tokenizer": "tokenizer"},
         ),
         _Draft(
             "pretrain",
             "pretrain",
-            PretrainSpec(model=config.model, pretrain=config.pretrain),
+            PretrainSpec(
+                model=config.model,
+                pretrain=config.pretrain,
+                weights=[source.weight for source in corpus.sources],
+            ),
             {"tokenizer": "tokenizer", "tokens": "tokens"},
             outside.model,
         ),

@@ -1,7 +1,7 @@
 """One function per kind of step: the only place where trainers meet the cluster."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,18 @@ from cluster.config import GangConfig
 from cluster.interface import SearchPlan
 from trainers import (
     checkpoint,
+    cleaning,
     corpus,
     documents,
     finetune,
+    pieces,
     pretrain,
     tasks,
     tokenizer,
     tokens,
 )
 from trainers.config import TaskDataConfig
+from trainers.pieces import Shard
 from trainers.reporting import Reporter
 from workflows import final
 from workflows.artifacts import Finished
@@ -36,6 +39,7 @@ from workflows.pipeline import (
     TuneSpec,
 )
 from workflows.promotion import Evaluation, Promote, decide
+from workflows.shards import Shards
 
 Facts = Mapping[str, Any]
 
@@ -51,25 +55,86 @@ def prepare_data(context: StageContext) -> Facts:
 
 def build_corpus(context: StageContext) -> Facts:
     """Documents in shards, without the texts that tasks are tested on."""
-    spec = context.spec(CorpusSpec)
-    config, base = spec.corpus, context.run.base
-    folders = [
-        context.input(key) if (key := f"source{number}") in spec.made else base
-        for number in range(len(config.sources))
-    ]
-    files = [
-        documents.expand(source.path, folder)
-        for source, folder in zip(config.sources, folders, strict=True)
-    ]
+    config, shards = context.spec(CorpusSpec).corpus, Shards(context)
     held_out = [text for task in config.held_out for text in tasks.test_texts(context.input(task))]
-    return asdict(corpus.build(config, files, held_out, context.output))
+    cleaning.write_held_out(held_out, config.clean.held_out_ngram, shards.share("held-out"))
+    cleaned = shards.compute(
+        "clean",
+        corpus.clean_shard,
+        [
+            corpus.CleanWork(
+                shard,
+                config.clean,
+                skips_malformed=config.malformed == "skip",
+                held_out=shards.share("held-out"),
+                root=root,
+                directory=shards.directory("clean", number),
+            )
+            for number, (shard, root) in enumerate(_source_shards(context))
+        ],
+        corpus.CleanedShard,
+    )
+    count = corpus.slices_for(sum(shard.result.kept for shard in cleaned))
+    found = shards.compute(
+        "duplicates",
+        corpus.find_duplicates,
+        [
+            corpus.DuplicatesWork(
+                number,
+                count,
+                cleaned=tuple(shard.directory for shard in cleaned),
+                directory=shards.directory("duplicates", number),
+            )
+            for number in range(count if config.clean.deduplicate else 0)
+        ],
+        corpus.Duplicates,
+    )
+    kept = shards.compute(
+        "keep",
+        corpus.keep_shard,
+        [
+            corpus.KeepWork(
+                number,
+                cleaned=shard.directory,
+                duplicates=tuple(slice_.directory for slice_ in found),
+                validation_fraction=config.validation_fraction,
+                directory=shards.directory("keep", number),
+            )
+            for number, shard in enumerate(cleaned)
+        ],
+        corpus.KeptShard,
+    )
+    for number, shard in enumerate(kept):
+        for part in corpus.PARTS:
+            if getattr(shard.result, part):
+                shards.place(shard, f"{part}.parquet", f"{part}-{number:05d}.parquet")
+    return corpus.facts(
+        [shard.result for shard in cleaned],
+        [shard.result for shard in found],
+        [shard.result for shard in kept],
+        sources=[source.path for source in config.sources],
+    )
+
+
+def _source_shards(context: StageContext) -> Iterator[tuple[Shard, Path | None]]:
+    """The shards of all sources; with their folder, where a step of the user's own made it."""
+    spec = context.spec(CorpusSpec)
+    for number, source in enumerate(spec.corpus.sources):
+        made = context.input(key) if (key := f"source{number}") in spec.made else None
+        files = documents.expand(source.path, made or context.run.base)
+        for shard in pieces.cut(source, number, files, spec.corpus.shard_bytes):
+            yield shard.below(made) if made else shard, made
 
 
 def build_tokenizer(context: StageContext) -> Facts:
     """A tokenizer of the corpus' training documents."""
     spec = context.spec(TokenizerSpec)
     shards = corpus.shards(context.input("corpus"), corpus.TRAIN)
-    texts = (text for shard in shards for text in corpus.read(shard))
+    texts = tokenizer.sample(
+        (text for shard in shards for text in corpus.read(shard)),
+        sample_bytes=spec.tokenizer.sample_bytes,
+        total_bytes=sum(corpus.text_bytes(shard) for shard in shards),
+    )
     built = tokenizer.build(spec.tokenizer, context.run.base, texts, spec.max_length)
     built.save_pretrained(str(context.output))
     return {"vocab_size": len(built)}
@@ -77,26 +142,35 @@ def build_tokenizer(context: StageContext) -> Facts:
 
 def pack_tokens(context: StageContext) -> Facts:
     """Training sequences, one cluster task per shard of the corpus."""
-    sequence_length = context.spec(TokensSpec).sequence_length
-    work = [
-        tokens.ShardWork(shard, context.input("tokenizer"), context.output, sequence_length)
-        for part in (corpus.TRAIN, corpus.VALIDATION)
-        for shard in corpus.shards(context.input("corpus"), part)
+    spec, shards = context.spec(TokensSpec), Shards(context)
+    texts = [
+        shard for part in corpus.PARTS for shard in corpus.shards(context.input("corpus"), part)
     ]
-    exchange = context.exchange()
-    packed = context.run.cluster.map(
-        exchange.mapped(tokens.pack_shard), work, context.run.execution.trials, context.log
+    packed = shards.compute(
+        "pack",
+        tokens.pack_shard,
+        [
+            tokens.ShardWork(
+                shard,
+                tokenizer=context.input("tokenizer"),
+                directory=shards.directory("pack", number),
+                sequence_length=spec.sequence_length,
+                packing=spec.packing,
+                source=corpus.source_of(shard),
+            )
+            for number, shard in enumerate(texts)
+        ],
+        tokens.PackedShard,
     )
-    exchange.collect(context.output)
-    vocab_size = len(tokenizer.load(context.input("tokenizer")))
-    tokens.write_index(
-        context.output, packed, sequence_length=sequence_length, vocab_size=vocab_size
+    for shard in packed:
+        shards.place(shard, shard.result.file, shard.result.file)
+    return tokens.write_index(
+        context.output,
+        [shard.result for shard in packed],
+        sequence_length=spec.sequence_length,
+        packing=spec.packing,
+        tokenizer=context.input("tokenizer"),
     )
-    return {
-        "sequences": sum(shard.sequences for shard in packed),
-        "tokens": sum(shard.tokens for shard in packed),
-        "documents": sum(shard.documents for shard in packed),
-    }
 
 
 def run_pretraining(context: StageContext) -> Facts:

@@ -1,83 +1,217 @@
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from trainers import corpus
-from trainers.config import CorpusConfig, SourceConfig
-from trainers.corpus import CorpusFacts
+from trainers import cleaning, corpus, documents, pieces
+from trainers.config import CorpusConfig
+from trainers.corpus import (
+    CleanedShard,
+    CleanWork,
+    Duplicates,
+    DuplicatesWork,
+    KeepWork,
+    KeptShard,
+)
 from trainers.errors import DataError
 
 
-def build(
-    folder: Path, texts: list[str], held_out: list[str] | None = None, **settings: float
-) -> tuple[CorpusFacts, list[str], list[str]]:
-    source, output = folder / "texts.txt", folder / "corpus"
-    source.write_text("\n".join(texts), encoding="utf-8")
-    output.mkdir()
-    config = CorpusConfig(sources=[SourceConfig(path="texts.txt", format="lines")], **settings)  # type: ignore[arg-type]
-    facts = corpus.build(config, [[source]], held_out or [], output)
-    parts = [
-        [text for shard in corpus.shards(output, part) for text in corpus.read(shard)]
-        for part in (corpus.TRAIN, corpus.VALIDATION)
-    ]
-    return facts, parts[0], parts[1]
+class Built:
+    """A corpus built in this process, all passes over all shards."""
+
+    def __init__(self, folder: Path, held_out: list[str], slices: int = 1, **config: Any) -> None:
+        self.config = CorpusConfig.model_validate({"validation_fraction": 0.0, **config})
+        self.folder, self.slices = folder, slices
+        cleaning.write_held_out(held_out, self.config.clean.held_out_ngram, folder / "held-out")
+        self.shards = [
+            shard
+            for number, source in enumerate(self.config.sources)
+            for shard in pieces.cut(
+                source, number, documents.expand(source.path, folder), self.config.shard_bytes
+            )
+        ]
+        self.cleaned = [self._clean(number) for number in range(len(self.shards))]
+        self.duplicates = [
+            self._find(number) for number in range(slices * self.config.clean.deduplicate)
+        ]
+        self.kept = [self._keep(number) for number in range(len(self.shards))]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        paths = [source.path for source in self.config.sources]
+        return corpus.facts(self.cleaned, self.duplicates, self.kept, sources=paths)
+
+    def texts(self, part: str = corpus.TRAIN) -> list[str]:
+        folders = [self._directory("keep", number) for number in range(len(self.shards))]
+        files = [folder / f"{part}.parquet" for folder in folders]
+        return [text for file in files if file.exists() for text in corpus.read(file)]
+
+    def _clean(self, number: int) -> CleanedShard:
+        return corpus.clean_shard(
+            CleanWork(
+                self.shards[number],
+                self.config.clean,
+                skips_malformed=self.config.malformed == "skip",
+                held_out=self.folder / "held-out",
+                root=None,
+                directory=self._directory("clean", number),
+            )
+        )
+
+    def _find(self, number: int) -> Duplicates:
+        folders = [self._directory("clean", shard) for shard in range(len(self.shards))]
+        directory = self._directory("duplicates", number)
+        work = DuplicatesWork(number, self.slices, cleaned=tuple(folders), directory=directory)
+        return corpus.find_duplicates(work)
+
+    def _keep(self, number: int) -> KeptShard:
+        found = [self._directory("duplicates", n) for n in range(len(self.duplicates))]
+        return corpus.keep_shard(
+            KeepWork(
+                number,
+                cleaned=self._directory("clean", number),
+                duplicates=tuple(found),
+                validation_fraction=self.config.validation_fraction,
+                directory=self._directory("keep", number),
+            )
+        )
+
+    def _directory(self, phase: str, number: int) -> Path:
+        directory = self.folder / "work" / phase / f"{number:06d}"
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+
+def write(folder: Path, texts: list[str], name: str = "texts.jsonl") -> dict[str, Any]:
+    lines = [json.dumps({"text": text}) for text in texts]
+    (folder / name).write_text("\n".join(lines), encoding="utf-8")
+    return {"path": name}
+
+
+def build(folder: Path, texts: list[str], *held_out: str, **config: Any) -> Built:
+    return Built(folder, list(held_out), sources=[write(folder, texts)], **config)
 
 
 def test_duplicates_are_kept_once_whatever_their_case_and_spacing(tmp_path: Path) -> None:
-    texts = ["One text", "one  TEXT", "another", "One text"]
-    facts, train, _ = build(tmp_path, texts, validation_fraction=0.0)
-    assert train == ["One text", "another"]
-    assert facts == CorpusFacts(train=2, validation=0, duplicates=2, held_out=0)
+    built = build(tmp_path, ["One text", "one  TEXT", "another", "One text"])
+    assert built.texts() == ["One text", "another"]
+    assert built.facts["duplicates"] == 2
 
 
-def test_texts_that_are_held_out_are_in_no_part(tmp_path: Path) -> None:
-    texts = [f"text {number}" for number in range(100)]
-    facts, train, validation = build(tmp_path, texts, ["TEXT 7", "text  8"])
-    assert not {"text 7", "text 8"} & {*train, *validation}
-    assert facts.held_out == 2
-    assert len(train) + len(validation) == 98
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(1, 7))
+def test_first_of_equal_documents_is_kept_across_all_shards(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int], slices: int
+) -> None:
+    texts = [f"a text of some words with the number {number}" for number in numbers]
+    folder = tmp_path_factory.mktemp("corpus")
+    built = build(folder, texts, slices=slices, shard_bytes=1024)
+    assert built.texts() == list(dict.fromkeys(texts))
+    assert built.facts["duplicates"] == len(texts) - len(set(texts))
+
+
+def test_what_is_kept_does_not_depend_on_the_shards(tmp_path: Path) -> None:
+    texts = [f"text {number % 700} of the corpus" for number in range(1000)]
+    found = []
+    for shard_bytes in (1024, 4096, 1 << 20):
+        folder = tmp_path / str(shard_bytes)
+        folder.mkdir()
+        built = build(folder, texts, shard_bytes=shard_bytes, validation_fraction=0.2)
+        found.append((built.texts(), built.texts(corpus.VALIDATION), built.facts))
+    assert len(built.shards) == 1
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][0]) + len(found[0][1]) == 700
+
+
+def test_equal_documents_of_two_sources_are_one(tmp_path: Path) -> None:
+    sources = [
+        write(tmp_path, ["TWO", "three"], "b.jsonl"),
+        write(tmp_path, ["one", "two"], "a.jsonl"),
+    ]
+    built = Built(tmp_path, [], sources=sources)
+    assert built.texts() == ["TWO", "three", "one"]
+    files = [tmp_path / "work" / "keep" / f"{n:06d}" / "train.parquet" for n in range(2)]
+    assert [corpus.source_of(file) for file in files] == [0, 1]
+
+
+def test_duplicates_stay_where_they_are_wanted(tmp_path: Path) -> None:
+    built = build(tmp_path, ["one", "one"], clean={"deduplicate": False}, validation_fraction=0.5)
+    # Equal documents are on the same side all the same.
+    assert sorted([len(built.texts()), len(built.texts(corpus.VALIDATION))]) == [0, 2]
 
 
 def test_part_of_a_text_does_not_depend_on_the_others(tmp_path: Path) -> None:
     texts = [f"text {number}" for number in range(500)]
     for name in "ab":
         (tmp_path / name).mkdir()
-    _, _, validation = build(tmp_path / "a", texts, validation_fraction=0.2)
-    _, _, of_some = build(tmp_path / "b", texts[::-2], validation_fraction=0.2)
+    validation = build(tmp_path / "a", texts, validation_fraction=0.2).texts(corpus.VALIDATION)
+    of_some = build(tmp_path / "b", texts[::-2], validation_fraction=0.2).texts(corpus.VALIDATION)
     assert 60 < len(validation) < 140
     assert set(of_some) == set(validation) & set(texts[::-2])
 
 
-def test_shards_are_as_large_as_stated(tmp_path: Path) -> None:
-    texts = [f"text {number}" for number in range(25)]
-    build(tmp_path, texts, shard_documents=10, validation_fraction=0.0)
-    shards = corpus.shards(tmp_path / "corpus", corpus.TRAIN)
-    assert [len(list(corpus.read(shard))) for shard in shards] == [10, 10, 5]
+def test_facts_count_every_document_that_was_read(tmp_path: Path) -> None:
+    texts = [f"text number {number}" for number in range(50)]
+    run = " ".join(f"w{number}" for number in range(13))
+    read = [*texts, *texts[:7], "barred", "Barred", "tiny", f"a {run} b"]
+    source = write(tmp_path, read)
+    with (tmp_path / "texts.jsonl").open("a") as file:
+        file.write("\nno json\n{}")
+    built = Built(
+        tmp_path,
+        ["barred", f"c {run}"],
+        sources=[source],
+        clean={"min_characters": 5},
+        validation_fraction=0.3,
+        malformed="skip",
+        shard_bytes=1024,
+    )
+    assert sorted(built.texts() + built.texts(corpus.VALIDATION)) == sorted(texts)
+    facts = built.facts
+    assert len(facts.pop("malformed_examples")) == 2
+    assert facts == {
+        "train": len(built.texts()),
+        "validation": len(built.texts(corpus.VALIDATION)),
+        "duplicates": 7,
+        "held_out": 2,
+        "contaminated": 1,
+        "short": 1,
+        "malformed": 2,
+    }
+
+
+def test_what_is_malformed_is_refused_unless_it_is_to_be_skipped(tmp_path: Path) -> None:
+    source = write(tmp_path, [f"text {number}" for number in range(100)])
+    with (tmp_path / "texts.jsonl").open("a") as file:
+        file.write("\n{broken\n")
+    with pytest.raises(DataError, match=r"texts\.jsonl, line 101: not JSON"):
+        Built(tmp_path, [], sources=[source], shard_bytes=1024)
+    built = Built(tmp_path, [], sources=[source], shard_bytes=1024, malformed="skip")
+    assert len(built.texts()) == 100
+    (example,) = built.facts["malformed_examples"]
+    assert "texts.jsonl, line 101: not JSON" in example
 
 
 @pytest.mark.parametrize(("texts", "held_out"), [([""], []), (["one"], ["one"])])
 def test_empty_corpus_is_refused(tmp_path: Path, texts: list[str], held_out: list[str]) -> None:
     with pytest.raises(DataError, match="the corpus is empty"):
-        build(tmp_path, texts, held_out)
+        _ = build(tmp_path, texts, *held_out).facts
 
 
-def test_facts_count_every_document_that_was_read(tmp_path: Path) -> None:
-    texts = [f"text {number}" for number in range(50)]
-    read = [*texts, *texts[:7], "barred", "Barred"]
-    facts, train, validation = build(tmp_path, read, ["barred"], validation_fraction=0.3)
-    assert facts == CorpusFacts(len(train), len(validation), duplicates=7, held_out=2)
-    assert sorted([*train, *validation]) == sorted(texts)
-    assert validation
+def test_shard_made_elsewhere_is_read_as_the_first_source(tmp_path: Path) -> None:
+    shard = tmp_path / "train-00000.parquet"
+    pyarrow.parquet.write_table(pa.table({"id": [1, 2], "text": ["one", "two"]}), shard)
+    assert list(corpus.read(shard)) == ["one", "two"]
+    assert corpus.source_of(shard) == 0
+    assert 5 < corpus.text_bytes(shard) < 500
 
 
-def test_sources_are_read_in_their_order(tmp_path: Path) -> None:
-    for name, text in [("a.txt", "one\ntwo"), ("b.jsonl", '{"text": "TWO"}\n{"text": "three"}')]:
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    config = CorpusConfig.model_validate(
-        {"sources": [{"path": "b.jsonl"}, {"path": "a.txt"}], "validation_fraction": 0.0}
-    )
-    files = [[tmp_path / "b.jsonl"], [tmp_path / "a.txt"]]
-    facts = corpus.build(config, files, [], tmp_path)
-    (shard,) = corpus.shards(tmp_path, corpus.TRAIN)
-    assert list(corpus.read(shard)) == ["TWO", "three", "one"]
-    assert facts.duplicates == 1
+def test_results_of_shards_survive_as_plain_values() -> None:
+    found = CleanedShard(kept=3, examples=["x"])
+    assert CleanedShard(**json.loads(json.dumps(asdict(found)))) == found

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trainers import tasks, tokenizer
 from trainers.batches import IGNORED_LABEL
 from trainers.config import SplitConfig, TaskConfig, TaskDataConfig, TokenizerConfig
-from trainers.corpus import text_key
+from trainers.cleaning import text_key
 from trainers.errors import DataError
 from trainers.tasks import Encoded, Examples, collate
 

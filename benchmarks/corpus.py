@@ -1,0 +1,209 @@
+"""A synthetic corpus of any size through corpus, tokenizer and tokens, with its memory watched.
+
+    python benchmarks/corpus.py --gigabytes 2
+
+Duplicates, documents that contain thirteen words of a test text, and malformed lines are planted;
+the run fails unless exactly those are found. Prints the table and writes
+`benchmarks/results/corpus-DATE.md`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import psutil
+import yaml
+from machine import describe_machine
+
+STEPS = ("tone.data", "corpus", "tokenizer", "tokens")
+VOCABULARY = 60_000
+DUPLICATE_EVERY, CONTAMINATED_EVERY, MALFORMED_EVERY = 50, 1_000, 5_000
+SAMPLE_EVERY_S = 0.2
+MB = 1_000_000
+
+
+@dataclass
+class Planted:
+    """What a reader of the corpus must find."""
+
+    documents: int = 0
+    duplicates: int = 0
+    contaminated: int = 0
+    malformed: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Memory:
+    """Most memory of any one worker of Ray, sampled from outside."""
+
+    private_bytes: int = 0
+    """Pages that no other process shares."""
+    resident_bytes: int = 0
+    samples: int = 0
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def watch(self, process: psutil.Process) -> None:
+        """Look at all descendants until told to stop."""
+        while not self.stopped.wait(SAMPLE_EVERY_S):
+            for child in process.children(recursive=True):
+                try:
+                    if not " ".join(child.cmdline()).startswith("ray::"):
+                        continue
+                    found = child.memory_full_info()
+                except psutil.Error:
+                    continue
+                self.samples += 1
+                self.private_bytes = max(self.private_bytes, found.uss)
+                self.resident_bytes = max(self.resident_bytes, found.rss)
+
+
+def write_task(path: Path, vocabulary: list[str], generator: np.random.Generator) -> list[str]:
+    """Rows of a classification task; their texts' words in a row are what is planted."""
+    texts = [" ".join(generator.choice(vocabulary, 40)) for _ in range(400)]
+    lines = ["text,label", *(f"{text},{'ab'[n % 2]}" for n, text in enumerate(texts))]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return texts
+
+
+def write_corpus(
+    path: Path, size: int, vocabulary: list[str], contaminating: list[str], seed: int
+) -> Planted:
+    """JSON lines of log-normal lengths, words by Zipf's law, with what is planted."""
+    generator, planted = np.random.default_rng(seed), Planted()
+    ranks = np.arange(1, len(vocabulary) + 1)
+    chances = np.cumsum(1 / ranks) / np.sum(1 / ranks)
+    words = np.array(vocabulary, dtype=object)
+    earlier = ""
+    with path.open("w", encoding="utf-8") as file:
+        while planted.bytes < size:
+            lengths = np.clip(generator.lognormal(4.8, 0.8, 1000).astype(int), 5, 20_000)
+            chosen = words[np.searchsorted(chances, generator.random(int(lengths.sum())))]
+            for part in np.split(chosen, np.cumsum(lengths)[:-1]):
+                planted.documents += 1
+                text = f"document {planted.documents} " + " ".join(part)
+                if planted.documents % DUPLICATE_EVERY == 0:
+                    text = "  ".join(earlier.upper().split(" "))
+                    planted.duplicates += 1
+                elif planted.documents % CONTAMINATED_EVERY == 1:
+                    test = contaminating[planted.documents % len(contaminating)].split(" ")
+                    text += " " + " ".join(test[10:23])
+                    planted.contaminated += 1
+                elif planted.documents % MALFORMED_EVERY == 2:
+                    file.write('{"text": "cut off\n')
+                    planted.malformed += 1
+                else:
+                    earlier = text
+                planted.bytes += file.write(json.dumps({"text": text}) + "\n")
+    return planted
+
+
+def pipeline(folder: Path, packing: str) -> dict:
+    """The pipeline file."""
+    return {
+        "name": "large",
+        "storage": str(folder / f"storage-{packing}"),
+        "corpus": {
+            "sources": [{"path": "corpus.jsonl"}],
+            "held_out": ["tone"],
+            "malformed": "skip",
+            "clean": {"normalize": "NFC", "min_characters": 20},
+        },
+        "tokenizer": {"train": "bpe", "vocab_size": 16_384, "sample_bytes": 64 * MB},
+        "model": {"architecture": "llama", "config": {"hidden_size": 64}},
+        "pretrain": {
+            "sequence_length": 512,
+            "packing": packing,
+            "tokens": 1 << 20,
+            "global_batch_tokens": 1 << 14,
+            "learning_rate": 1e-3,
+        },
+        "tasks": {
+            "tone": {
+                "type": "classification",
+                "data": {"path": "tone.csv", "split": {"test": 0.5, "validation": 0.1}},
+                "metric": "accuracy",
+                "search": {"trials": 1},
+            }
+        },
+    }
+
+
+def run(folder: Path, step: str, packing: str) -> tuple[float, dict, Memory]:
+    """Seconds, facts and memory of one step."""
+    command = [str(Path(sys.executable).with_name("pretune")), "run", f"{packing}.yaml"]
+    started = time.monotonic()
+    with (folder / f"{step}.log").open("w") as log:
+        process = subprocess.Popen([*command, "--only", step], cwd=folder, stdout=log, stderr=log)
+        memory = Memory()
+        watcher = threading.Thread(target=memory.watch, args=(psutil.Process(process.pid),))
+        watcher.start()
+        status = process.wait()
+        memory.stopped.set()
+        watcher.join()
+    if status:
+        raise SystemExit((folder / f"{step}.log").read_text())
+    elapsed_s = time.monotonic() - started
+    kind = step.rpartition(".")[2]
+    (record,) = [
+        entry
+        for path in (folder / f"storage-{packing}" / "ledger" / kind).glob("*.json")
+        if "facts" in (entry := json.loads(path.read_text()))
+    ]
+    return elapsed_s, record, memory
+
+
+def check(planted: Planted, facts: dict, texts_held_out: set[str], contaminating: list[str]) -> None:
+    """Refuse figures of a run that found other than what was planted."""
+    found = {name: facts[name] for name in ("duplicates", "malformed")}
+    expected = {"duplicates": planted.duplicates, "malformed": planted.malformed}
+    if found != expected:
+        raise SystemExit(f"planted {expected}, found {found}")
+    read = sum(v for name, v in facts.items() if isinstance(v, int) and name != "malformed")
+    if read != planted.documents:
+        raise SystemExit(f"{planted.documents} documents were written and {read} counted")
+
+
+def main() -> None:
+    """Write the corpus, run the steps, check the counts, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--packing", default="best_fit", choices=["concat", "best_fit"])
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder, prefix="pretune-corpus-") as name:
+        folder, generator = Path(name), np.random.default_rng(0)
+        letters = generator.integers(97, 123, (VOCABULARY, 12))
+        sizes = generator.integers(2, 12, VOCABULARY)
+        vocabulary = [
+            "".join(map(chr, row[:size])) for row, size in zip(letters, sizes, strict=True)
+        ]
+        texts = write_task(folder / "tone.csv", vocabulary, generator)
+        started = time.monotonic()
+        planted = write_corpus(
+            folder / "corpus.jsonl", int(given.gigabytes * 1e9), vocabulary, texts, seed=1
+        )
+        print(f"wrote {planted} in {time.monotonic() - started:.0f} s", flush=True)
+        data = pipeline(folder, given.packing)
+        (folder / f"{given.packing}.yaml").write_text(yaml.safe_dump(data))
+        rows = []
+        for step in STEPS:
+            elapsed_s, record, memory = run(folder, step, given.packing)
+            rows.append((step, elapsed_s, record, memory))
+            print(f"{step}: {elapsed_s:.0f} s, {record['facts']}", flush=True)
+            if step == "corpus":
+                check(planted, record["facts"], texts)
+        write_results(given, planted, rows)
+
+
+if __name__ == "__main__":
+    main()

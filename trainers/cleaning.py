@@ -1,0 +1,109 @@
+"""What makes a document fit to learn from: its form, its length, and what it must not give away."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from trainers.config import CleaningConfig
+from trainers.documents import parts
+
+Verdict = Literal["kept", "short", "held_out", "contaminated"]
+
+KEY_BYTES = 16
+
+_WORD = re.compile(r"\w+")
+_TEXTS, _NGRAMS = "texts.parquet", "ngrams.parquet"
+
+
+def text_key(text: str) -> str:
+    """What makes two texts duplicates: their words, case and spacing aside."""
+    return " ".join(text.lower().split())
+
+
+def key_of(text: str) -> bytes:
+    """A digest that duplicates share; a long text is never copied as a whole."""
+    digest, between = hashlib.sha256(), ""
+    for part in parts(text):
+        words = text_key(part)
+        if words:
+            digest.update(f"{between}{words}".encode())
+            between = " "
+    return digest.digest()[:KEY_BYTES]
+
+
+def write_held_out(texts: Iterable[str], ngram: int | None, directory: Path) -> None:
+    """Keep what tasks are tested on where the cleaners of all shards find it."""
+    keys: set[bytes] = set()
+    ngrams: set[str] = set()
+    for text in texts:
+        keys.add(key_of(text))
+        words = _WORD.findall(text.lower())
+        if ngram is not None:
+            ngrams.update(
+                " ".join(words[start : start + ngram]) for start in range(len(words) - ngram + 1)
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, values in ((_TEXTS, sorted(keys)), (_NGRAMS, sorted(ngrams))):
+        pyarrow.parquet.write_table(pa.table({"value": values}), directory / name)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What no document may contain."""
+
+    keys: frozenset[bytes]
+    ngrams: frozenset[str]
+    words: frozenset[str]
+    """All words of the n-grams: a cheap first look."""
+
+    @classmethod
+    def load(cls, directory: Path) -> "HeldOut":
+        """What `write_held_out` wrote."""
+        keys, ngrams = (
+            frozenset(pyarrow.parquet.read_table(directory / name).column("value").to_pylist())
+            for name in (_TEXTS, _NGRAMS)
+        )
+        return cls(keys, ngrams, frozenset(word for found in ngrams for word in found.split(" ")))
+
+    def shares_ngram(self, text: str, length: int) -> bool:
+        """Whether `length` words in a row are in a held-out text in this order, case aside."""
+        if not self.ngrams:
+            return False
+        run: list[str] = []
+        for match in _WORD.finditer(text):
+            word = match[0].lower()
+            if word not in self.words:
+                run.clear()
+                continue
+            run.append(word)
+            if len(run) >= length and " ".join(run[-length:]) in self.ngrams:
+                return True
+        return False
+
+
+class Cleaner:
+    """Normalises documents and says what becomes of them."""
+
+    def __init__(self, config: CleaningConfig, held_out: HeldOut) -> None:
+        self._config, self._held_out = config, held_out
+
+    def clean(self, text: str) -> tuple[str, bytes, Verdict]:
+        """The document as it is learnt from, its key, and whether it is kept."""
+        if self._config.normalize is not None:
+            text = unicodedata.normalize(self._config.normalize, text).strip()
+        key = key_of(text)
+        if len(text) < max(1, self._config.min_characters):
+            return text, key, "short"
+        if key in self._held_out.keys:
+            return text, key, "held_out"
+        length = self._config.held_out_ngram
+        if length is not None and self._held_out.shares_ngram(text, length):
+            return text, key, "contaminated"
+        return text, key, "kept"

@@ -1,0 +1,150 @@
+"""Work on shards: each one cluster task, done once whatever dies around it."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from trainers import manifest
+from workflows.artifacts import WORK
+from workflows.execution import StageContext
+from workflows.storage import Storage
+
+_SHARDS = "shards"
+
+Result = TypeVar("Result")
+
+
+class ShardItem(Protocol):
+    """What a function of a shard needs: a dataclass with the folder that it writes to."""
+
+    @property
+    def directory(self) -> Path:
+        """Its own, empty when the function is called."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[Result]):
+    """A shard that is computed."""
+
+    directory: Path
+    """What the function wrote, to be read only."""
+    result: Result
+
+
+class Shards:
+    """The shards of one step, in phases. What an earlier attempt has done is not done again."""
+
+    def __init__(self, context: StageContext) -> None:
+        self._context, self._attempt = context, context.attempt
+        self._storage = context.attempt.storage
+        earlier = context.attempt.earlier(_SHARDS)
+        own = f"{context.attempt.name}/{WORK}/{_SHARDS}"
+        self._folders = {context.attempt.work / _SHARDS: own, **earlier}
+        self._exchange = context.exchange(earlier)
+
+    def directory(self, phase: str, number: int) -> Path:
+        """The folder of one shard in one phase, for the item that `compute` is given."""
+        return self._attempt.work / _SHARDS / phase / f"{number:06d}"
+
+    def share(self, name: str) -> Path:
+        """A folder for what all shards read; written before `compute` is called."""
+        return self._attempt.work / _SHARDS / name
+
+    def compute(
+        self,
+        phase: str,
+        function: Callable[[Any], Result],
+        items: Sequence[ShardItem],
+        kind: type[Result],
+    ) -> list[Done[Result]]:
+        """`function(item)` for each item that is not done yet, each in a cluster task.
+
+        A function writes files to `item.directory` and returns a `kind`, a dataclass of plain
+        values. Both count once its record is there, which is written last; a shard whose worker is
+        lost is computed again alone.
+        """
+        if not self._storage.is_local:
+            self._storage.upload(self._attempt.work, f"{self._attempt.name}/{WORK}")
+        done = {
+            number: found
+            for number in range(len(items))
+            if (found := self._found(phase, number, kind)) is not None
+        }
+        missing = [number for number in range(len(items)) if number not in done]
+        run = self._context.run
+        results = run.cluster.map(
+            _Recorded(
+                self._exchange.mapped(_Described(function)), self._storage, self._own(phase)
+            ),
+            [(number, items[number]) for number in missing],
+            run.execution.shards,
+            self._context.log.with_suffix(f".{phase}.log"),
+        )
+        done |= {
+            number: Done(items[number].directory, result)
+            for number, result in zip(missing, results, strict=True)
+        }
+        return [done[number] for number in range(len(items))]
+
+    def place(self, done: Done[Any], file: str, name: str) -> None:
+        """Make a file of a shard a file of the step's output."""
+        source, target = done.directory / file, self._context.output / name
+        if not self._storage.is_local:  # it was written on another node
+            (folder,) = [folder for folder in self._folders if folder in source.parents]
+            stored = f"{self._folders[folder]}/{source.relative_to(folder).as_posix()}"
+            target.write_bytes(self._storage.read(stored))
+        elif self._attempt.work in source.parents:
+            source.rename(target)
+        else:  # an earlier attempt's folder is only read: its owner may yet live
+            shutil.copyfile(source, target)
+
+    def _own(self, phase: str) -> str:
+        return f"{self._attempt.name}/{WORK}/{_SHARDS}/{phase}"
+
+    def _found(self, phase: str, number: int, kind: type[Result]) -> Done[Result] | None:
+        """A shard that this or an earlier attempt has computed, if all its files are whole."""
+        for folder, name in self._folders.items():
+            shard = f"{phase}/{number:06d}"
+            try:
+                record = json.loads(self._storage.read(f"{name}/{shard}.json"))
+            except (FileNotFoundError, ValueError):
+                continue
+            sizes = self._storage.find(f"{name}/{shard}")
+            if any(sizes.get(file) != facts["size"] for file, facts in record["files"].items()):
+                continue
+            if self._storage.is_local and manifest.first_damage(folder / shard, record["files"]):
+                continue
+            return Done(folder / shard, kind(**record["result"]))
+        return None
+
+
+@dataclass(frozen=True)
+class _Described:
+    """Also tells which files the function wrote."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, item: Any) -> tuple[Any, dict[str, Any]]:
+        shutil.rmtree(item.directory, ignore_errors=True)  # of a worker that was lost
+        item.directory.mkdir(parents=True)
+        return self.function(item), manifest.describe(item.directory)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What the cluster calls: writes a shard's record once its files are in the storage."""
+
+    function: Callable[[Any], tuple[Any, dict[str, Any]]]
+    storage: Storage
+    folder: str
+
+    def __call__(self, job: tuple[int, Any]) -> Any:
+        number, item = job
+        result, files = self.function(item)
+        record = {"result": dataclasses.asdict(result), "files": files}
+        self.storage.write(f"{self.folder}/{number:06d}.json", json.dumps(record).encode())
+        return result
