@@ -14,12 +14,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow.parquet
 import yaml
 from machine import describe_machine
 
@@ -36,9 +38,10 @@ class Planted:
 
     documents: int = 0
     duplicates: int = 0
-    contaminated: int = 0
     malformed: int = 0
     bytes: int = 0
+    copied: Counter[str] = field(default_factory=Counter)
+    """How many documents hold thirteen words of a task's text, by that text."""
 
 
 @dataclass
@@ -94,9 +97,9 @@ def write_corpus(
                     text = "  ".join(earlier.upper().split(" "))
                     planted.duplicates += 1
                 elif planted.documents % CONTAMINATED_EVERY == 1:
-                    test = contaminating[planted.documents % len(contaminating)].split(" ")
-                    text += " " + " ".join(test[10:23])
-                    planted.contaminated += 1
+                    copied = contaminating[planted.documents % len(contaminating)]
+                    text += " " + " ".join(copied.split(" ")[10:23])
+                    planted.copied[copied] += 1
                 elif planted.documents % MALFORMED_EVERY == 2:
                     file.write('{"text": "cut off\n')
                     planted.malformed += 1
@@ -110,7 +113,7 @@ def pipeline(folder: Path, packing: str) -> dict:
     """The pipeline file."""
     return {
         "name": "large",
-        "storage": str(folder / f"storage-{packing}"),
+        "storage": str(folder / "storage"),
         "corpus": {
             "sources": [{"path": "corpus.jsonl"}],
             "held_out": ["tone"],
@@ -137,9 +140,20 @@ def pipeline(folder: Path, packing: str) -> dict:
     }
 
 
-def run(folder: Path, step: str, packing: str) -> tuple[float, dict, Memory]:
-    """Seconds, facts and memory of one step."""
-    command = [str(Path(sys.executable).with_name("pretune")), "run", f"{packing}.yaml"]
+@dataclass
+class Measured:
+    """One step."""
+
+    step: str
+    elapsed_s: float
+    """With the start of Python, Ray and the plan."""
+    record: dict
+    memory: Memory
+
+
+def run(folder: Path, step: str) -> Measured:
+    """Run one step of the pipeline in a process of its own."""
+    command = [str(Path(sys.executable).with_name("pretune")), "run", "pipeline.yaml"]
     started = time.monotonic()
     with (folder / f"{step}.log").open("w") as log:
         process = subprocess.Popen([*command, "--only", step], cwd=folder, stdout=log, stderr=log)
@@ -151,25 +165,79 @@ def run(folder: Path, step: str, packing: str) -> tuple[float, dict, Memory]:
         watcher.join()
     if status:
         raise SystemExit((folder / f"{step}.log").read_text())
-    elapsed_s = time.monotonic() - started
+    return Measured(step, time.monotonic() - started, record_of(folder, step), memory)
+
+
+def record_of(folder: Path, step: str) -> dict:
+    """The record of a finished step."""
     kind = step.rpartition(".")[2]
-    (record,) = [
-        entry
-        for path in (folder / f"storage-{packing}" / "ledger" / kind).glob("*.json")
-        if "facts" in (entry := json.loads(path.read_text()))
+    entries = [
+        json.loads(path.read_text()) for path in (folder / f"storage/ledger/{kind}").glob("*.json")
     ]
-    return elapsed_s, record, memory
+    (record,) = [entry for entry in entries if "facts" in entry]
+    return record
 
 
-def check(planted: Planted, facts: dict, texts_held_out: set[str], contaminating: list[str]) -> None:
+def check(folder: Path, planted: Planted) -> None:
     """Refuse figures of a run that found other than what was planted."""
-    found = {name: facts[name] for name in ("duplicates", "malformed")}
-    expected = {"duplicates": planted.duplicates, "malformed": planted.malformed}
+    (test,) = folder.glob("storage/artifacts/data/*/*/output/test.parquet")
+    held_out = set(pyarrow.parquet.read_table(test).column("text").to_pylist())
+    facts = record_of(folder, "corpus")["facts"]
+    expected = {
+        "duplicates": planted.duplicates,
+        "malformed": planted.malformed,
+        "contaminated": sum(n for text, n in planted.copied.items() if text in held_out),
+        "short": 0,
+        "held_out": 0,
+    }
+    found = {name: facts[name] for name in expected}
     if found != expected:
         raise SystemExit(f"planted {expected}, found {found}")
-    read = sum(v for name, v in facts.items() if isinstance(v, int) and name != "malformed")
+    read = sum(facts[n] for n in ("train", "validation", "duplicates", "contaminated"))
     if read != planted.documents:
         raise SystemExit(f"{planted.documents} documents were written and {read} counted")
+
+
+def table(command: str, planted: Planted, measured: list[Measured], folder: Path) -> str:
+    """The result file."""
+    by_step = {one.step: one for one in measured}
+    facts = by_step["tokens"].record["facts"]
+    tokens_s = by_step["tokens"].record["elapsed_s"]
+    cores = psutil.cpu_count()
+    lines = [
+        "# A synthetic corpus through corpus, tokenizer and tokens",
+        "",
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}",
+        "",
+        *describe_machine(folder),
+        "",
+        f"{planted.bytes / 1e9:.2f} GB of JSON lines, {planted.documents:,} documents; planted and "
+        f"found: {planted.duplicates:,} duplicates, "
+        f"{by_step['corpus'].record['facts']['contaminated']:,} documents with thirteen words of a "
+        f"test text, {planted.malformed:,} malformed lines.",
+        "",
+        "| step | seconds | most private memory of a worker | most resident memory |",
+        "|---|---|---|---|",
+        *(
+            f"| {one.step} | {one.record['elapsed_s']:.0f} | {one.memory.private_bytes / MB:.0f} MB "
+            f"| {one.memory.resident_bytes / MB:.0f} MB |"
+            for one in measured
+        ),
+        "",
+        f"tokens: {facts['tokens']:,}, {facts['tokens'] / tokens_s / cores:,.0f} a second and core "
+        f"({cores} cores)",
+        "",
+        "| fact | value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for one in measured for name, value in facts_of(one).items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def facts_of(one: Measured) -> dict:
+    """A step's numbers."""
+    facts = one.record["facts"].items()
+    return {f"{one.step}: {name}": v for name, v in facts if isinstance(v, int | float)}
 
 
 def main() -> None:
@@ -184,25 +252,29 @@ def main() -> None:
         folder, generator = Path(name), np.random.default_rng(0)
         letters = generator.integers(97, 123, (VOCABULARY, 12))
         sizes = generator.integers(2, 12, VOCABULARY)
-        vocabulary = [
-            "".join(map(chr, row[:size])) for row, size in zip(letters, sizes, strict=True)
-        ]
+        vocabulary = sorted(
+            {"".join(map(chr, row[:size])) for row, size in zip(letters, sizes, strict=True)}
+        )
+        generator.shuffle(vocabulary)
         texts = write_task(folder / "tone.csv", vocabulary, generator)
-        started = time.monotonic()
         planted = write_corpus(
             folder / "corpus.jsonl", int(given.gigabytes * 1e9), vocabulary, texts, seed=1
         )
-        print(f"wrote {planted} in {time.monotonic() - started:.0f} s", flush=True)
-        data = pipeline(folder, given.packing)
-        (folder / f"{given.packing}.yaml").write_text(yaml.safe_dump(data))
-        rows = []
+        print(f"wrote {planted.documents:,} documents, {planted.bytes:,} bytes", flush=True)
+        data = yaml.safe_dump(pipeline(folder, given.packing))
+        (folder / "pipeline.yaml").write_text(data, encoding="utf-8")
+        measured = []
         for step in STEPS:
-            elapsed_s, record, memory = run(folder, step, given.packing)
-            rows.append((step, elapsed_s, record, memory))
-            print(f"{step}: {elapsed_s:.0f} s, {record['facts']}", flush=True)
-            if step == "corpus":
-                check(planted, record["facts"], texts)
-        write_results(given, planted, rows)
+            measured.append(run(folder, step))
+            print(f"{step}: {measured[-1].elapsed_s:.0f} s, {facts_of(measured[-1])}", flush=True)
+        check(folder, planted)
+        command = (
+            f"python benchmarks/corpus.py --gigabytes {given.gigabytes:g} --packing {given.packing}"
+        )
+        result = table(command, planted, measured, folder)
+    print(result)
+    target = given.results / f"corpus-{datetime.now(UTC):%Y-%m-%d}.md"
+    target.write_text(result, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,12 +24,17 @@ from workflows.leases import Heartbeat
 from workflows.ledger import Position, Record, stem_of
 from workflows.steps import CUSTOM, Identified, Step
 from workflows.storage import Storage, StorageError
+from workflows.streams import Stream
 
 logger = logging.getLogger(__name__)
 
 Spec = TypeVar("Spec", bound=Schema)
 
 _STOP_CHECK_EVERY_S = 1.0
+
+# Inputs of which a step's workers open the files they need when they need them.
+_STREAMED = {"pretrain": {"tokens"}}
+
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -138,10 +143,16 @@ class StageContext:
         """The output folder of an input."""
         return self.artifacts.output(self.records[name])
 
+    def stream(self, name: str, *, keep: int) -> Stream:
+        """Opens the files of an input on any node, which keeps so many of an object store's."""
+        record = self.records[name]
+        return Stream(self.attempt.storage, output_name(record), record.files, keep)
+
     def exchange(self, earlier: Mapping[Path, str] | None = None) -> Exchange:
         """Makes functions run on other nodes; `earlier` work is read there beside the inputs."""
-        inputs = {self.artifacts.output(r): output_name(r) for r in self.records.values()}
         attempt = self.attempt
+        names = [output_name(record) for record in self.records.values()]
+        inputs = {attempt.storage.place(name): name for name in names}
         return Exchange(
             attempt.storage, attempt.name, attempt.directory, inputs | dict(earlier or {})
         )
@@ -283,7 +294,8 @@ def _computed(
                 f"the record of {step.inputs[name].name} was removed while this run went on; "
                 "run the same command again"
             )
-        artifacts.verified(record)
+        if run.paths.storage.is_local or name not in _STREAMED.get(step.kind, ()):
+            artifacts.verified(record)
         records[name] = record
     started = time.monotonic()
     facts = _stage(step.kind)(StageContext(run, step, attempt, artifacts, records))

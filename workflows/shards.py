@@ -77,9 +77,7 @@ class Shards:
         missing = [number for number in range(len(items)) if number not in done]
         run = self._context.run
         results = run.cluster.map(
-            _Recorded(
-                self._exchange.mapped(_Described(function)), self._storage, self._own(phase)
-            ),
+            _Recorded(self._exchange.mapped(_Described(function)), self._storage, self._own(phase)),
             [(number, items[number]) for number in missing],
             run.execution.shards,
             self._context.log.with_suffix(f".{phase}.log"),

@@ -1,0 +1,76 @@
+"""Files of a finished step, each brought to a node when a worker there opens it."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workflows.cache import cache_folder
+from workflows.storage import Storage, key_of
+
+
+class DamagedFileError(RuntimeError):
+    """A finished step's file is not what it was when it finished."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Opens files of a finished step by name, on any node. Picklable.
+
+    In a folder that all nodes see they are opened where they are; the step that reads them has
+    verified them. From an object store a file is fetched to this node's cache, its bytes are
+    compared with the record, and the files that were opened longest ago make room for it.
+    """
+
+    storage: Storage
+    folder: str
+    files: Mapping[str, Mapping[str, Any]]
+    """The record's manifest."""
+    keep: int
+    """Files of an object store that stay on a node."""
+
+    def __call__(self, name: str) -> Path:
+        """Where the file is on this node.
+
+        Raises:
+            DamagedFileError: it is not what the record says.
+        """
+        if self.storage.is_local:
+            return self.storage.path(f"{self.folder}/{name}")
+        place = self._cache / name
+        try:
+            os.utime(place)
+        except FileNotFoundError:
+            self._fetch(name, place)
+            self._make_room()
+        return place
+
+    @property
+    def _cache(self) -> Path:
+        return cache_folder() / "streams" / key_of(self.storage.url(self.folder))
+
+    def _fetch(self, name: str, place: Path) -> None:
+        content = self.storage.read(f"{self.folder}/{name}")
+        if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
+            raise DamagedFileError(
+                f"{self.storage.url(f'{self.folder}/{name}')} has other bytes than were written; "
+                "compute the step that wrote it anew with --force"
+            )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".{name}.{uuid.uuid4().hex}")
+        partial.write_bytes(content)
+        partial.rename(place)
+
+    def _make_room(self) -> None:
+        """Remove what was opened longest ago; who has it mapped still reads it."""
+        opened: list[tuple[float, Path]] = []
+        for path in self._cache.iterdir():
+            try:
+                opened.append((path.stat().st_mtime, path))
+            except FileNotFoundError:  # another process of this node was faster
+                continue
+        for _, path in sorted(opened)[: -self.keep]:
+            path.unlink(missing_ok=True)
