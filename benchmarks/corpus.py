@@ -204,6 +204,12 @@ def table(command: str, planted: Planted, measured: list[Measured], folder: Path
     facts = by_step["tokens"].record["facts"]
     tokens_s = by_step["tokens"].record["elapsed_s"]
     cores = psutil.cpu_count()
+    contaminated = by_step["corpus"].record["facts"]["contaminated"]
+    found = (
+        f"Planted and found: {planted.duplicates:,} duplicates, {contaminated:,} documents with "
+        f"thirteen words of a test text, {planted.malformed:,} malformed lines."
+    )
+    rate = facts["tokens"] / tokens_s / cores
     lines = [
         "# A synthetic corpus through corpus, tokenizer and tokens",
         "",
@@ -211,27 +217,27 @@ def table(command: str, planted: Planted, measured: list[Measured], folder: Path
         "",
         *describe_machine(folder),
         "",
-        f"{planted.bytes / 1e9:.2f} GB of JSON lines, {planted.documents:,} documents; planted and "
-        f"found: {planted.duplicates:,} duplicates, "
-        f"{by_step['corpus'].record['facts']['contaminated']:,} documents with thirteen words of a "
-        f"test text, {planted.malformed:,} malformed lines.",
+        f"{planted.bytes / 1e9:.2f} GB of JSON lines, {planted.documents:,} documents.",
+        found,
         "",
         "| step | seconds | most private memory of a worker | most resident memory |",
         "|---|---|---|---|",
-        *(
-            f"| {one.step} | {one.record['elapsed_s']:.0f} | {one.memory.private_bytes / MB:.0f} MB "
-            f"| {one.memory.resident_bytes / MB:.0f} MB |"
-            for one in measured
-        ),
+        *(row_of(one) for one in measured),
         "",
-        f"tokens: {facts['tokens']:,}, {facts['tokens'] / tokens_s / cores:,.0f} a second and core "
-        f"({cores} cores)",
+        f"{facts['tokens']:,} tokens, {rate:,.0f} a second and core ({cores} cores)",
         "",
         "| fact | value |",
         "|---|---|",
         *(f"| {name} | {value} |" for one in measured for name, value in facts_of(one).items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def row_of(one: Measured) -> str:
+    """A step's time and memory."""
+    sizes = (one.memory.private_bytes, one.memory.resident_bytes)
+    memory = " | ".join(f"{size / MB:.0f} MB" for size in sizes)
+    return f"| {one.step} | {one.record['elapsed_s']:.0f} | {memory} |"
 
 
 def facts_of(one: Measured) -> dict:

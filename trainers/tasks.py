@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trainers import documents
 from trainers.batches import IGNORED_LABEL, Batch
-from trainers.config import TaskConfig, TaskDataConfig
 from trainers.cleaning import text_key
+from trainers.config import TaskConfig, TaskDataConfig
 from trainers.errors import DataError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"

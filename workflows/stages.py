@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trainers.pieces import Shard
+
 from cluster import capacity
 from cluster.config import GangConfig
 from cluster.interface import SearchPlan
@@ -23,7 +25,6 @@ from trainers import (
     tokens,
 )
 from trainers.config import TaskDataConfig
-from trainers.pieces import Shard
 from trainers.reporting import Reporter
 from workflows import final
 from workflows.artifacts import Finished

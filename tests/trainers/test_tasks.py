@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from trainers import tasks, tokenizer
 from trainers.batches import IGNORED_LABEL
-from trainers.config import SplitConfig, TaskConfig, TaskDataConfig, TokenizerConfig
 from trainers.cleaning import text_key
+from trainers.config import SplitConfig, TaskConfig, TaskDataConfig, TokenizerConfig
 from trainers.errors import DataError
 from trainers.tasks import Encoded, Examples, collate
 
