@@ -168,16 +168,15 @@ def chain(digest: str, samples: ArrayLike) -> str:
 
 
 def _feistel(offsets: _Offsets, half_bits: int, round_keys: _Offsets) -> _Offsets:
-    mask = (1 << half_bits) - 1
-    left, right = offsets >> half_bits, offsets & mask
+    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = offsets >> half, offsets & mask
     for round_key in round_keys:
         mixed = right + round_key
         mixed = (mixed ^ (mixed >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> 27)) * np.uint64(0x94D049BB133111EB)
         mixed ^= mixed >> 31
         left, right = right, left ^ (mixed & mask)
-    joined: _Offsets = left << half_bits | right
-    return joined
+    return left << half | right
 
 
 def _wrapped(start: int, length: int, size: int) -> list[tuple[int, int]]:
