@@ -1,5 +1,8 @@
 """Token sequences and their order to batches; the whole state is one number and its proof."""
 
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainers import order
-from trainers.tokens import TokenSequences
+from trainers.sequences import TokenSequences
 
 NOTHING_CONSUMED = "00" * 32
 IGNORED_LABEL = -100
@@ -48,6 +51,8 @@ class GlobalBatches:
         self,
         sequences: TokenSequences,
         *,
+        weights: Sequence[float],
+        window: int,
         global_batch_size: int,
         rank: int,
         world_size: int,
@@ -55,6 +60,22 @@ class GlobalBatches:
         seed: int,
         masking: Masking | None,
     ) -> None:
+        """Divide the global batches among the ranks.
+
+        Args:
+            sequences: all there are.
+            weights: times each source's sequences come in one epoch.
+            window: shards whose sequences are mixed at a time.
+            global_batch_size: sequences in one optimizer step over all ranks.
+            rank: whose part is read.
+            world_size: number of ranks.
+            micro_batch: most sequences in one forward pass; None is the rank's whole part.
+            seed: of the order and the masks.
+            masking: of the masked objective; None is the causal one.
+
+        Raises:
+            ValueError: the global batch cannot be shared evenly.
+        """
         if global_batch_size % world_size:
             raise ValueError(
                 f"a global batch of {global_batch_size} sequences cannot be shared evenly by "
@@ -62,6 +83,10 @@ class GlobalBatches:
                 "pretrain.global_batch_tokens"
             )
         self._sequences, self._masking, self._seed = sequences, masking, seed
+        self._order = order.Order(
+            sequences.sizes, weights, seed=seed, block=sequences.block, window=window
+        )
+        self._window = range(0)
         self._global_batch_size = global_batch_size
         local_batch = global_batch_size // world_size
         self._mine = slice(rank * local_batch, (rank + 1) * local_batch)
@@ -71,12 +96,10 @@ class GlobalBatches:
     def read(self, cursor: Cursor) -> tuple[list[Batch], Cursor]:
         """This rank's micro-batches at `cursor`, and the cursor behind the whole global batch."""
         positions = range(cursor.samples, cursor.samples + self._global_batch_size)
-        samples = [
-            order.sample_at(position, num_samples=len(self._sequences), seed=self._seed)
-            for position in positions
-        ]
+        samples = self._order.samples(positions)
         mine, my_positions = samples[self._mine], positions[self._mine]
         ids = torch.from_numpy(self._sequences.read(mine))
+        self._prefetch(positions[-1])
         batch = (
             masked(ids, my_positions, self._masking, self._seed)
             if self._masking
@@ -87,6 +110,44 @@ class GlobalBatches:
             for start in range(0, len(mine), self.micro_batch_size)
         ]
         return micro, Cursor(positions.stop, order.chain(cursor.digest, samples))
+
+    def _prefetch(self, position: int) -> None:
+        """On entering a window, have the shards of the one behind it opened."""
+        if position not in self._window:
+            self._window = self._order.window(position)
+            self._sequences.prefetch(self._order.upcoming(position))
+
+
+class Prefetcher:
+    """Reads the next global batch in the background while the current one is trained."""
+
+    def __init__(self, batches: GlobalBatches, cursor: Cursor) -> None:
+        self._batches = batches
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._coming = self._background.submit(batches.read, cursor)
+        self._wait_s = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that callers of `next` have waited so far."""
+        return self._wait_s
+
+    def next(self) -> tuple[list[Batch], Cursor]:
+        """What `GlobalBatches.read` gives at the cursor behind the last global batch.
+
+        Raises whatever reading raised.
+        """
+        started = time.monotonic()
+        try:
+            micro_batches, cursor = self._coming.result()
+        finally:
+            self._wait_s += time.monotonic() - started
+        self._coming = self._background.submit(self._batches.read, cursor)
+        return micro_batches, cursor
+
+    def close(self) -> None:
+        """Read no more. Waits for the global batch under way."""
+        self._background.shutdown(cancel_futures=True)
 
 
 def masked(ids: Tensor, positions: range, masking: Masking, seed: int) -> Batch:

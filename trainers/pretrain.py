@@ -20,7 +20,7 @@ from trainers.batches import Batch, Cursor, GlobalBatches, Masking, masked
 from trainers.config import ModelConfig, PretrainConfig
 from trainers.engine import DeepSpeedEngine, Engine, PlainEngine, Ranks, muon
 from trainers.reporting import Reporter, StoppedError
-from trainers.tokens import TokenSequences
+from trainers.sequences import TokenSequences
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,8 @@ class _Session:
         self._masking = _masking(work, self._tokenizer)
         self._batches = GlobalBatches(
             sequences,
+            weights=[1.0] * len(sequences.sizes),
+            window=self._config.shuffle_shards,
             global_batch_size=self._config.global_batch_size,
             rank=ranks.rank,
             world_size=ranks.world_size,

@@ -85,35 +85,6 @@ def write_index(
     return index
 
 
-class TokenSequences:
-    """Read access to one part of a folder of tokens, memory-mapped."""
-
-    def __init__(self, directory: Path, part: str) -> None:
-        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-        self.sequence_length: int = index["sequence_length"]
-        self.vocab_size: int = index["vocab_size"]
-        shape = (-1, self.sequence_length)
-        self._shards = [
-            np.memmap(directory / shard["file"], dtype=index["dtype"], mode="r").reshape(shape)
-            for shard in index["shards"]
-            if shard["file"].startswith(part) and shard["sequences"]
-        ]
-        self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if self._shards else 0
-
-    def read(self, samples: Iterable[int]) -> NDArray[np.int64]:
-        """Sequences by number, shape (samples, sequence_length)."""
-        return np.stack([self._one(sample) for sample in samples]).astype(np.int64)
-
-    def _one(self, sample: int) -> NDArray[Any]:
-        shard = int(np.searchsorted(self._ends, sample, side="right"))
-        start = int(self._ends[shard - 1]) if shard else 0
-        row: NDArray[Any] = self._shards[shard][sample - start]
-        return row
-
-
 def _width(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if vocab_size <= np.iinfo(np.uint16).max + 1 else np.uint32
 
