@@ -7,8 +7,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from trainers.config import TaskConfig
 from trainers.metrics import score
+from trainers.task_config import TaskConfig
 from trainers.tasks import Examples
 
 _INVERSE_REGULARISATIONS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

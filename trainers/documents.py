@@ -13,8 +13,9 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from trainers.config import SourceConfig, TaskDataConfig
+from trainers.config import SourceConfig
 from trainers.errors import DataError
+from trainers.task_config import TaskDataConfig
 
 Row = dict[str, Any]
 

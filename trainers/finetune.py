@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from trainers import loop, metrics, model, optim, tasks, tokenizer
 from trainers.batches import IGNORED_LABEL, Batch
-from trainers.config import Hyperparameters, ScheduleConfig, TaskConfig
+from trainers.config import ScheduleConfig
 from trainers.engine import PlainEngine
 from trainers.predict import Prediction, Predictor, probabilities
+from trainers.task_config import Hyperparameters, TaskConfig
 from trainers.tasks import Encoded, Examples, collate
 
 _BATCHES_SORTED_TOGETHER = 20

@@ -8,7 +8,7 @@ from typing import Any
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import accuracy_score, f1_score
 
-from trainers.config import METRICS_OF_TASK, Metric, TaskType
+from trainers.task_config import METRICS_OF_TASK, Metric, TaskType
 
 
 def score(task: TaskType, truth: Sequence[Any], predicted: Sequence[Any]) -> dict[str, float]:

@@ -20,8 +20,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
-from trainers.config import POSITION_FIELDS, ModelConfig, TaskType
+from trainers.config import POSITION_FIELDS, ModelConfig
 from trainers.errors import DataError
+from trainers.task_config import TaskType
 
 # A bar for each file read or written says nothing in a log and disturbs a terminal.
 disable_progress_bar()

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from trainers import model, tasks, tokenizer
-from trainers.config import TaskType
+from trainers.task_config import TaskType
 from trainers.tasks import Encoded, collate
 
 _BATCH_SIZE = 64

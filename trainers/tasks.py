@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from trainers import documents
 from trainers.batches import IGNORED_LABEL, Batch
 from trainers.cleaning import text_key
-from trainers.config import TaskConfig, TaskDataConfig
 from trainers.errors import DataError
+from trainers.task_config import TaskConfig, TaskDataConfig
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)

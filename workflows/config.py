@@ -15,14 +15,13 @@ from trainers.config import (
     WHERE,
     CorpusConfig,
     Fraction,
-    Hyperparameters,
     ModelConfig,
     PositiveInt,
     PretrainConfig,
     Schema,
-    TaskConfig,
     TokenizerConfig,
 )
+from trainers.task_config import Hyperparameters, TaskConfig
 from workflows.storage import PROTOCOLS, scheme_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]

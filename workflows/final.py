@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from trainers import baselines, finetune, tasks
-from trainers.config import Hyperparameters
 from trainers.finetune import Training
+from trainers.task_config import Hyperparameters
 from workflows.execution import StageContext
 from workflows.pipeline import FinalSpec
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainers import documents, manifest
-from trainers.config import SourceConfig, TaskDataConfig
+from trainers.config import SourceConfig
 from trainers.errors import DataError
+from trainers.task_config import TaskDataConfig
 from workflows import custom
 from workflows.config import ConfigError, CustomConfig, PipelineConfig
 from workflows.digests import DigestCache, Finding

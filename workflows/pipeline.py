@@ -13,9 +13,9 @@ from trainers.config import (
     Packing,
     PretrainConfig,
     Schema,
-    TaskConfig,
     TokenizerConfig,
 )
+from trainers.task_config import TaskConfig
 from workflows.config import (
     ConfigError,
     ControlsConfig,

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cluster import capacity
 from cluster.interface import Cluster
-from trainers.config import TaskConfig
+from trainers.task_config import TaskConfig
 from workflows import outside, planning, probe, runner
 from workflows.artifacts import Artifacts
 from workflows.config import PipelineConfig, as_yaml

@@ -24,8 +24,8 @@ from trainers import (
     tokenizer,
     tokens,
 )
-from trainers.config import TaskDataConfig
 from trainers.reporting import Reporter
+from trainers.task_config import TaskDataConfig
 from workflows import final
 from workflows.artifacts import Finished
 from workflows.execution import StageContext

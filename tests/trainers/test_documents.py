@@ -10,8 +10,9 @@ import pytest
 import zstandard
 
 from trainers import documents
-from trainers.config import SourceConfig, SplitConfig, TaskDataConfig
+from trainers.config import SourceConfig
 from trainers.errors import DataError
+from trainers.task_config import SplitConfig, TaskDataConfig
 
 TEXTS = ["first text", "zweiter Text: äöü", 'a line\nbreak, and "quotes"']
 

@@ -11,9 +11,9 @@ from transformers import pipeline
 from worlds import LENGTH, Reports, moved, prepare, run
 
 from trainers import finetune, model, tasks, tokenizer
-from trainers.config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
 from trainers.finetune import FineTuning, TaskInputs, Training, batches_by_length
 from trainers.predict import Predictor
+from trainers.task_config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
 from trainers.tasks import Encoded
 
 GOOD = {"learning_rate": 0.01, "epochs": 3, "dropout": 0.0}

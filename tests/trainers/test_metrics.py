@@ -2,7 +2,7 @@ import pytest
 
 from trainers import metrics
 from trainers.baselines import evaluate
-from trainers.config import SplitConfig, TaskConfig, TaskDataConfig
+from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
 from trainers.tasks import Examples
 
 TRUTH = [["B-per", "I-per", "O", "B-loc"], ["O", "B-loc"]]

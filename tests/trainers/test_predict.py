@@ -14,16 +14,10 @@ from transformers import (
 )
 
 from trainers import finetune, model, tasks, tokenizer
-from trainers.config import (
-    Hyperparameters,
-    ModelConfig,
-    SplitConfig,
-    TaskConfig,
-    TaskDataConfig,
-    TokenizerConfig,
-)
+from trainers.config import ModelConfig, TokenizerConfig
 from trainers.finetune import Training
 from trainers.predict import Predictor
+from trainers.task_config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
 
 MAX_LENGTH = 96
 FAMILIES: dict[str, dict[str, Any]] = {

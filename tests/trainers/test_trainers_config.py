@@ -5,17 +5,14 @@ from pydantic import ValidationError
 
 from trainers.config import (
     CorpusConfig,
-    Hyperparameters,
     ModelConfig,
     PretrainConfig,
     Schema,
     SourceConfig,
-    SplitConfig,
-    TaskConfig,
-    TaskDataConfig,
     TokenizerConfig,
     format_of,
 )
+from trainers.task_config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
 
 SPLIT = {"test": 0.2, "validation": 0.2}
 CSV = {"path": "a.csv", "split": SPLIT}

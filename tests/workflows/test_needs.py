@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig
-from trainers.config import SplitConfig, TaskConfig, TaskDataConfig
 from trainers.sizes import memory_per_rank
+from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
 from workflows.config import ControlsConfig, FinalConfig, load_config
 from workflows.needs import describe, needs
 from workflows.outside import OutsideData
