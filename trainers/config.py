@@ -165,9 +165,7 @@ class TokenizerConfig(Schema):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.train is None) == (self.from_ is None):
-            raise ValueError(
-                "give either train: bpe, wordpiece or unigram, or from: FOLDER, and not both"
-            )
+            raise ValueError("give either train: bpe, wordpiece or unigram, or from: FOLDER, and not both")
         if self.train and self.vocab_size is None:
             raise ValueError(f"train: {self.train} needs vocab_size, for example vocab_size: 8192")
         if self.from_ and (self.vocab_size is not None or self.lowercase or self.replace):
