@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from trainers import order
+from trainers import order, segments
+from trainers.config import Packing
+from trainers.segments import Batch, Masking
 from trainers.sequences import TokenSequences
 
 NOTHING_CONSUMED = "00" * 32
-IGNORED_LABEL = -100
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,15 +25,6 @@ class Cursor:
 
     digest: str = NOTHING_CONSUMED
     """Rolling hash of their numbers, in order."""
-
-
-@dataclass(frozen=True)
-class Masking:
-    """How the masked objective hides tokens."""
-
-    probability: float
-    mask_token: int
-    vocab_size: int
 
 
 def micro_batch_size(local_batch: int, wanted: int | None) -> int:
@@ -100,10 +89,13 @@ class GlobalBatches:
         mine, my_positions = samples[self._mine], positions[self._mine]
         ids = torch.from_numpy(self._sequences.read(mine))
         self._prefetch(positions[-1])
-        batch = (
-            masked(ids, my_positions, self._masking, self._seed)
-            if self._masking
-            else {"input_ids": ids, "labels": ids}
+        batch = to_batch(
+            ids,
+            my_positions,
+            packing=self._sequences.packing,
+            end_token=self._sequences.end_token,
+            masking=self._masking,
+            seed=self._seed,
         )
         micro = [
             {name: tensor[start : start + self.micro_batch_size] for name, tensor in batch.items()}
@@ -150,31 +142,30 @@ class Prefetcher:
         self._background.shutdown(cancel_futures=True)
 
 
-def masked(ids: Tensor, positions: range, masking: Masking, seed: int) -> Batch:
-    """Hide tokens for the masked objective: 80 % mask, 10 % random, 10 % as they were.
-
-    Masks follow from each sample's position alone, so neither resuming nor another number of
-    workers changes them. Each sequence hides the same number of tokens, so that the mean over
-    micro-batches is the mean over tokens. Source: Devlin et al. 2019, arXiv:1810.04805, 3.1.
+def to_batch(
+    ids: Tensor,
+    positions: range,
+    *,
+    packing: Packing,
+    end_token: int,
+    masking: Masking | None,
+    seed: int,
+) -> Batch:
+    """Training sequences as a model's inputs and labels.
 
     Args:
         ids: token ids, shape (sequences, length).
-        positions: of the sequences in the order of training.
-        masking: probability, mask token and vocabulary.
+        positions: of the sequences in the order of training: masks follow from them.
+        packing: how documents share a sequence.
+        end_token: of the documents.
+        masking: of the masked objective; None is the causal one.
         seed: of training.
     """
-    input_ids, labels = ids.clone(), torch.full_like(ids, IGNORED_LABEL)
-    length = ids.shape[1]
-    hidden = max(1, round(masking.probability * length))
-    for row, position in enumerate(positions):
-        generator = np.random.default_rng([seed, position])
-        chosen = torch.from_numpy(generator.permutation(length)[:hidden])
-        labels[row, chosen] = ids[row, chosen]
-        fate = torch.from_numpy(generator.random(hidden))
-        substitutes = torch.from_numpy(generator.integers(0, masking.vocab_size, hidden))
-        kept = input_ids[row, chosen]
-        replaced = torch.where(fate < 0.9, substitutes, kept)
-        input_ids[row, chosen] = torch.where(
-            fate < 0.8, torch.full_like(kept, masking.mask_token), replaced
-        )
-    return {"input_ids": input_ids, "labels": labels}
+    if packing == "best_fit":
+        if masking is None:
+            return segments.causal_batch(ids, end_token)
+        return segments.masked_batch(ids, positions, masking, seed, end_token)
+    if masking is None:
+        return {"input_ids": ids, "labels": ids}
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    return segments.hide_tokens(ids, everything, positions, masking, seed)

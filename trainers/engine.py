@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainers.batches import Batch
 from trainers.config import ZeroConfig
+from trainers.segments import Batch
 from trainers.zero import deepspeed_config
 
 LossFunction = Callable[[nn.Module, Batch], Tensor]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers import loop, metrics, model, optim, tasks, tokenizer
-from trainers.batches import IGNORED_LABEL, Batch
 from trainers.config import ScheduleConfig
 from trainers.engine import PlainEngine
 from trainers.predict import Prediction, Predictor, probabilities
+from trainers.segments import IGNORED_LABEL, Batch
 from trainers.task_config import Hyperparameters, TaskConfig
 from trainers.tasks import Encoded, Examples, collate
 

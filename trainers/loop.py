@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from trainers.batches import Batch
 from trainers.engine import Engine
+from trainers.segments import Batch
 
 
 def train(

@@ -20,7 +20,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
-from trainers.config import POSITION_FIELDS, ModelConfig
+from trainers import segments
+from trainers.config import POSITION_FIELDS, ModelConfig, Objective
 from trainers.errors import DataError
 from trainers.task_config import TaskType
 
@@ -69,6 +70,39 @@ def for_pretraining(
     if hasattr(network, "use_cache"):
         network.use_cache = False  # a cache of keys and values is for generation
     return model
+
+
+def require_documents_apart(
+    model: PreTrainedModel,
+    objective: Objective,
+    *,
+    end_token: int,
+    vocab_size: int,
+    sequence_length: int,
+) -> None:
+    """Prove that a document's logits in a packed sequence are those of the document alone.
+
+    Two sequences, because some attention kernels keep documents apart only in batches of one; as
+    long as in training, because some layers see a window or switch their pattern with the length;
+    a short document beside a long one, because a leak is small where it is averaged over many
+    tokens. Leaves training mode and random state as they were.
+
+    Raises:
+        DataError: this model, with the library that runs it, lets documents attend to others.
+    """
+    ids, documents = _documents_to_pack(model, end_token, vocab_size, sequence_length)
+    was_training = model.training
+    model.eval()
+    try:
+        logits, alone = _logits_packed_alone(model, objective, end_token, ids, documents)
+    finally:
+        model.train(was_training)
+    pairs = zip(documents, alone, strict=True)
+    leaks = torch.stack([(logits[row, part] - own).abs().max() for (row, part), own in pairs])
+    scale = torch.stack([own.abs().max() for own in alone])
+    # Rounding leaves 1e-6 of the largest logit, a leak in a fresh model 1e-3 and more.
+    if not leaks.max() <= 1e-4 * scale.max():  # NaN is refused, too
+        raise _not_apart(model, f"beside others a document's logits differ by {leaks.max():.1g}")
 
 
 def for_task(
@@ -190,6 +224,54 @@ def _new_model(
         return network, _HEAD_OF_OBJECTIVE[config.objective].from_config(network)
     except Exception as error:  # families complain in many ways, all about what the user wrote
         raise DataError(f"model: {config.architecture} with {config.config}: {error}") from error
+
+
+def _logits_packed_alone(
+    model: PreTrainedModel,
+    objective: Objective,
+    end_token: int,
+    ids: torch.Tensor,
+    documents: Sequence[tuple[int, slice]],
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits of packed sequences, and those of each of their documents by itself."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        model(input_ids=ids[:1])  # what fails here has nothing to do with packing
+        try:
+            packed = segments.packed_inputs(ids, objective, end_token)
+            logits = model(**segments.model_inputs(model, packed)).logits
+        except Exception as error:  # families complain in many ways, all about positions or mask
+            raise _not_apart(model, f"{type(error).__name__}: {error}") from error
+        # Last, because BigBird gives up its pattern for good at the first short document.
+        alone = [model(input_ids=ids[row : row + 1, part]).logits[0] for row, part in documents]
+    return logits, alone
+
+
+def _not_apart(model: PreTrainedModel, reason: str) -> DataError:
+    return DataError(
+        f"a model of the family {model.config.model_type} does not keep the documents of a packed "
+        f"sequence apart ({reason}); set pretrain.packing: concat"
+    )
+
+
+def _documents_to_pack(
+    model: PreTrainedModel, end_token: int, vocab_size: int, sequence_length: int
+) -> tuple[torch.Tensor, list[tuple[int, slice]]]:
+    """Two packed sequences of random documents, and where (row, part) the documents are."""
+    # RoBERTa and its kin count no positions for padding tokens.
+    special = (end_token, getattr(model.config, "pad_token_id", None))
+    ordinary = torch.tensor([token for token in range(vocab_size) if token not in special])
+    drawn = torch.randint(
+        len(ordinary), (2, sequence_length), generator=torch.Generator().manual_seed(0)
+    )
+    ids = ordinary[drawn]
+    seconds, filling = (3, sequence_length // 2), sequence_length - 2
+    ids[:, 0] = ids[:, filling:] = end_token
+    documents = []
+    for row, second in enumerate(seconds):
+        ids[row, second] = end_token
+        documents += [(row, slice(0, second)), (row, slice(second, filling))]
+    return ids.to(model.device), documents
 
 
 def _is_dropout(name: str) -> bool:

@@ -6,20 +6,23 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
-from trainers import checkpoint, corpus, loop, model, optim, tokenizer
-from trainers.batches import Batch, Cursor, GlobalBatches, Masking, masked
+from trainers import checkpoint, corpus, loop, model, optim, segments, tokenizer
+from trainers.batches import Cursor, GlobalBatches, Prefetcher, to_batch
 from trainers.config import ModelConfig, PretrainConfig
 from trainers.engine import DeepSpeedEngine, Engine, PlainEngine, Ranks, muon
+from trainers.errors import DataError
 from trainers.reporting import Reporter, StoppedError
+from trainers.segments import Batch, Masking
 from trainers.sequences import TokenSequences
 
 logger = logging.getLogger(__name__)
@@ -49,7 +52,10 @@ class PretrainWork:
     base: Path
     """Folder of the pipeline file, for `model.from`."""
     tokenizer: Path
-    tokens: Path
+    tokens: Callable[[str], Path]
+    """Opens a file of the folder of tokens on this node."""
+    weights: tuple[float, ...]
+    """Times the sequences of each source of the corpus come in one epoch."""
     output: Path
     """Gets the Hugging Face folder and `pretraining.json`."""
     checkpoints: Path
@@ -106,12 +112,15 @@ class _Session:
         self._share = share
         self._tokenizer = tokenizer.load(work.tokenizer)
         self._device = _device(execution, ranks)
-        sequences = TokenSequences(work.tokens, corpus.TRAIN)
+        # In a window and the next one: what is cut anywhere touches two shards.
+        keep = 2 * self._config.shuffle_shards + 2
+        self._sequences = TokenSequences(work.tokens, corpus.TRAIN, keep)
         self._validation = TokenSequences(work.tokens, corpus.VALIDATION)
+        _require_own_tokens(self._sequences, work)
         self._masking = _masking(work, self._tokenizer)
         self._batches = GlobalBatches(
-            sequences,
-            weights=[1.0] * len(sequences.sizes),
+            self._sequences,
+            weights=work.weights,
             window=self._config.shuffle_shards,
             global_batch_size=self._config.global_batch_size,
             rank=ranks.rank,
@@ -123,10 +132,19 @@ class _Session:
         self._model = model.for_pretraining(
             work.model, work.base, self._tokenizer, self._config.sequence_length, self._config.seed
         )
+        if self._config.packing == "best_fit":
+            model.require_documents_apart(
+                self._model,
+                work.model.objective,
+                end_token=self._sequences.end_token,
+                vocab_size=self._sequences.vocab_size,
+                sequence_length=self._config.sequence_length,
+            )
         self._precision = _precision(self._config, self._device)
         self._engine = self._build_engine()
         self._cursor, self._first_step = Cursor(), 0
         self._history: list[dict[str, float]] = []
+        self._timing = {"data_wait_s": 0.0, "training_s": 0.0}
 
     def resume(self) -> None:
         """Go on from the newest intact checkpoint, if there is one."""
@@ -154,8 +172,10 @@ class _Session:
         losses: list[Tensor] = []
         started, tokens_before = time.monotonic(), self._first_step * config.global_batch_tokens
 
+        coming = Prefetcher(self._batches, self._cursor)
+
         def read(step: int) -> list[Batch]:  # noqa: ARG001 -- the cursor knows the step
-            batches, self._cursor = self._batches.read(self._cursor)
+            batches, self._cursor = coming.next()
             return batches
 
         def after_step(step: int, loss: Tensor) -> None:
@@ -169,7 +189,9 @@ class _Session:
                         f"the loss is {mean} after step {done}; lower pretrain.learning_rate"
                     )
                 tokens = done * config.global_batch_tokens
-                rate = (tokens - tokens_before) / (time.monotonic() - started)
+                elapsed_s = time.monotonic() - started
+                self._timing = {"data_wait_s": coming.wait_s, "training_s": elapsed_s}
+                rate = (tokens - tokens_before) / elapsed_s
                 facts = {
                     "optimizer_step": done,
                     "total_steps": total,
@@ -179,22 +201,26 @@ class _Session:
                 if done % evaluate_every < report_every or done == total:
                     facts |= self._evaluate()
                 self._history.append(facts)
-                reporter.report({**facts, "tokens_per_s": rate})
+                reporter.report({**facts, "tokens_per_s": rate, "data_wait_s": coming.wait_s})
             if done % config.checkpoint.every_steps == 0 and done < total:
                 self._save(done)
             if done % min(report_every, _STOP_CHECK_STEPS) == 0 and done < total:
                 self._stop_if_asked(done)
 
-        loop.train(
-            self._engine,
-            read,
-            steps=range(self._first_step, total),
-            learning_rate=optim.schedule(
-                config.schedule, peak=config.learning_rate, total_steps=total
-            ),
-            seed=config.seed * 1_009 + self._ranks.rank,
-            after_step=after_step,
-        )
+        try:
+            loop.train(
+                self._engine,
+                read,
+                steps=range(self._first_step, total),
+                learning_rate=optim.schedule(
+                    config.schedule, peak=config.learning_rate, total_steps=total
+                ),
+                seed=config.seed * 1_009 + self._ranks.rank,
+                after_step=after_step,
+            )
+        finally:
+            coming.close()
+            self._sequences.close()
 
     def _stop_if_asked(self, step: int) -> None:
         """End with a checkpoint when rank 0 is asked to; all ranks learn of it together."""
@@ -216,6 +242,7 @@ class _Session:
                 "world_size": self._ranks.world_size,
                 "samples": self._cursor.samples,
                 "samples_digest": self._cursor.digest,
+                **self._timing,
                 "history": self._history,
             }
             (self._work.output / FACTS).write_text(json.dumps(facts), encoding="utf-8")
@@ -238,18 +265,29 @@ class _Session:
             "gradient_clipping": config.clipping_norm,
             "device": self._device,
         }
+        loss = partial(
+            segments.language_model_loss, targets_per_sequence=self._targets_per_sequence()
+        )
         if not torch.distributed.is_initialized():
-            return PlainEngine(self._model, optimizer, language_model_loss, **common)
+            return PlainEngine(self._model, optimizer, loss, **common)
         return DeepSpeedEngine(
             self._model,
             optimizer,
-            language_model_loss,
+            loss,
             zero=config.zero,
             micro_batch_size=self._batches.micro_batch_size,
             micro_batches=self._batches.micro_batches,
             precision=self._precision,
             **common,
         )
+
+    def _targets_per_sequence(self) -> float | None:
+        """What losses of a micro-batch are divided by where its sequences predict unequally many."""
+        if self._config.packing == "concat":
+            return None
+        if self._masking is None:
+            return self._sequences.targets_per_sequence
+        return self._masking.probability * self._sequences.text_tokens_per_sequence
 
     def _evaluate(self) -> dict[str, float]:
         """Loss on held-out sequences, the first few where there are many; each rank takes a part.
@@ -261,23 +299,27 @@ class _Session:
         if count == 0:
             return {}
         first = self._ranks.rank * count
-        total = torch.zeros((), device=self._device)
+        summed = torch.zeros(2, device=self._device)  # losses and predicted tokens
         self._engine.module.eval()
         size = self._batches.micro_batch_size
         with torch.no_grad():
             for start in range(first, first + count, size):
                 positions = range(start, min(start + size, first + count))
-                ids = torch.from_numpy(self._validation.read(positions))
-                batch = (
-                    masked(ids, positions, self._masking, self._config.seed)
-                    if self._masking
-                    else {"input_ids": ids, "labels": ids}
+                batch = to_batch(
+                    torch.from_numpy(self._validation.read(positions)),
+                    positions,
+                    packing=self._validation.packing,
+                    end_token=self._validation.end_token,
+                    masking=self._masking,
+                    seed=self._config.seed,
                 )
                 on_device = {name: tensor.to(self._device) for name, tensor in batch.items()}
-                loss = language_model_loss(self._engine.module, on_device)
-                total += loss.float() * len(positions)
+                loss = segments.language_model_loss(self._engine.module, on_device)
+                predicted = (on_device["labels"] != segments.IGNORED_LABEL).sum()
+                summed += torch.stack([loss.float() * predicted, predicted])
         self._engine.module.train()
-        return {"validation_loss": self._engine.mean(total / count)}
+        losses, predicted_tokens = (self._engine.mean(part) for part in summed)
+        return {"validation_loss": losses / predicted_tokens}
 
     def _save(self, step: int) -> None:
         """Write a checkpoint; the manifest, last, makes it one. Collective."""
@@ -308,10 +350,13 @@ class _Session:
             torch.distributed.barrier()
 
 
-def language_model_loss(module: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy over predicted tokens, as the model's own head computes it."""
-    loss: Tensor = module(**batch).loss
-    return loss
+def _require_own_tokens(sequences: TokenSequences, work: PretrainWork) -> None:
+    digest = tokenizer.digest(work.tokenizer)
+    if sequences.tokenizer != digest:
+        raise DataError(
+            f"the tokens were made by another tokenizer ({sequences.tokenizer[:16]}) than the one "
+            f"in {work.tokenizer} ({digest[:16]}); compute them anew with --force tokens"
+        )
 
 
 def _masking(work: PretrainWork, loaded: PreTrainedTokenizerBase) -> Masking | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trainers.config import Packing
 from trainers.errors import DataError
 
 INDEX = "index.json"
@@ -30,38 +31,38 @@ class TokenSequences:
         tokenizer: SHA-256 of the tokenizer's file.
         sizes: sequences of each source of the corpus.
         block: mean sequences of a shard, rounded up.
-        targets_per_sequence: mean number of tokens in a sequence that count in the loss.
+        targets_per_sequence: mean number of tokens in a sequence that the causal objective predicts.
+        text_tokens_per_sequence: mean number of tokens in a sequence that are no end tokens.
     """
 
     def __init__(
         self,
-        directory: Path,
+        open_file: Callable[[str], Path],
         part: str,
-        open_shard: Callable[[str], Path] | None = None,
         keep: int | None = None,
     ) -> None:
         """Read the index; shards are opened later.
 
         Args:
-            directory: holds the index, and the shards where `open_shard` is None.
+            open_file: brings a file of the folder to this machine and says where it is:
+                `folder.joinpath` where it is here. May take its time and is called from several
+                threads.
             part: what the names of its shards begin with.
-            open_shard: brings a shard to this machine and says where it is. May take its time and
-                is called from several threads.
             keep: most shards held open that were read, the least recently read are let go; those
                 prefetched and not yet read come on top. None is all.
 
         Raises:
             DataError: the index is of another version.
         """
-        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        index = json.loads(open_file(INDEX).read_text(encoding="utf-8"))
         if index["schema_version"] != SCHEMA_VERSION:
             raise DataError(
-                f"{directory / INDEX} has schema_version {index['schema_version']}, and this "
+                f"{open_file(INDEX)} has schema_version {index['schema_version']}, and this "
                 f"release reads {SCHEMA_VERSION}; pack the corpus into tokens again"
             )
         self.sequence_length: int = index["sequence_length"]
         self.vocab_size: int = index["vocab_size"]
-        self.packing: str = index["packing"]
+        self.packing: Packing = index["packing"]
         self.end_token: int = index["end_token"]
         self.tokenizer: str = index["tokenizer"]
         self._dtype = np.dtype(index["dtype"])
@@ -79,7 +80,9 @@ class TokenSequences:
         self.sizes: list[int] = sizes.tolist()
         self.block = -(-len(self) // max(1, len(shards))) or 1
         self.targets_per_sequence = sum(s["targets"] for s in shards) / (len(self) or 1)
-        self._open_shard = open_shard or directory.joinpath
+        text_tokens = sum(s["tokens"] - s["documents"] for s in shards)
+        self.text_tokens_per_sequence = text_tokens / (len(self) or 1)
+        self._open_file = open_file
         self._keep = keep
         self._open: OrderedDict[int, _Rows] = OrderedDict()
         self._coming: dict[int, Future[_Rows]] = {}
@@ -155,7 +158,7 @@ class TokenSequences:
             self._open.popitem(last=False)
 
     def _map(self, shard: int) -> _Rows:
-        path = self._open_shard(self._files[shard])
+        path = self._open_file(self._files[shard])
         shape = (int(self._counts[shard]), self.sequence_length)
         expected = shape[0] * shape[1] * self._dtype.itemsize
         if path.stat().st_size != expected:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from trainers import documents
-from trainers.batches import IGNORED_LABEL, Batch
 from trainers.cleaning import text_key
 from trainers.errors import DataError
+from trainers.segments import IGNORED_LABEL, Batch
 from trainers.task_config import TaskConfig, TaskDataConfig
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"

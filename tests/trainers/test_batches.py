@@ -13,16 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.batches import (
-    IGNORED_LABEL,
-    Batch,
     Cursor,
     GlobalBatches,
-    Masking,
     Prefetcher,
-    masked,
     micro_batch_size,
+    to_batch,
 )
-from trainers.sequences import TokenSequences
+from trainers.segments import IGNORED_LABEL, Batch, Masking
+from trainers.sequences import INDEX, TokenSequences
 
 LENGTH = 20
 MASKING = Masking(probability=0.15, mask_token=2, vocab_size=100)
@@ -31,7 +29,7 @@ MASKING = Masking(probability=0.15, mask_token=2, vocab_size=100)
 @pytest.fixture
 def sequences(tmp_path: Path) -> TokenSequences:
     shards = [(0, 11), (0, 9), (1, 12), (1, 12), (2, 6)]
-    return TokenSequences(token_folders.write(tmp_path, shards, length=LENGTH), "train")
+    return TokenSequences(token_folders.write(tmp_path, shards, length=LENGTH).joinpath, "train")
 
 
 def batches_of(sequences: TokenSequences, **changes: Any) -> GlobalBatches:
@@ -46,6 +44,11 @@ def batches_of(sequences: TokenSequences, **changes: Any) -> GlobalBatches:
         "masking": None,
     }
     return GlobalBatches(sequences, **arguments | changes)
+
+
+def masked(ids: torch.Tensor, positions: range, seed: int) -> Batch:
+    """Sequences of the masked objective."""
+    return to_batch(ids, positions, packing="concat", end_token=0, masking=MASKING, seed=seed)
 
 
 def numbers(micro_batches: list[Batch]) -> list[int]:
@@ -115,7 +118,7 @@ def test_all_ranks_together_read_every_sample_once_an_epoch_wherever_they_resume
 ) -> None:
     shards.sort()  # then sequences are numbered in the order they are written in
     folder = token_folders.write(tmp_path_factory.mktemp("tokens"), shards)
-    sequences = TokenSequences(folder, "train", keep=2)
+    sequences = TokenSequences(folder.joinpath, "train", keep=2)
     size = len(sequences)
     resumed = Cursor(data.draw(st.integers(0, size)))
     samples: dict[int, int] = {}
@@ -182,7 +185,7 @@ def test_micro_batch_is_the_largest_divisor_that_is_allowed(
 
 def test_masks_hide_the_stated_share_and_follow_the_80_10_10_rule() -> None:
     ids = torch.randint(3, 100, (2000, LENGTH), generator=torch.Generator().manual_seed(0))
-    batch = masked(ids, range(2000), MASKING, 0)
+    batch = masked(ids, range(2000), 0)
     chosen = batch["labels"] != IGNORED_LABEL
     assert (chosen.sum(1) == 3).all()
     assert torch.equal(batch["labels"][chosen], ids[chosen])
@@ -195,9 +198,7 @@ def test_masks_hide_the_stated_share_and_follow_the_80_10_10_rule() -> None:
 
 def test_masks_differ_between_positions_and_seeds() -> None:
     ids = torch.full((1, LENGTH), 50)
-    found = [
-        masked(ids, range(p, p + 1), MASKING, s)["labels"] for p, s in [(0, 0), (1, 0), (0, 1)]
-    ]
+    found = [masked(ids, range(p, p + 1), s)["labels"] for p, s in [(0, 0), (1, 0), (0, 1)]]
     assert not torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
@@ -224,11 +225,14 @@ def test_next_batch_is_read_while_the_last_is_used(sequences: TokenSequences) ->
 
 
 def test_error_of_reading_ahead_is_raised_by_next(tmp_path: Path) -> None:
-    def open_shard(file: str) -> Path:
-        raise ConnectionError(file)
-
     folder = token_folders.write(tmp_path, [(0, 8)])
-    sequences = TokenSequences(folder, "train", open_shard)
+
+    def open_shard(file: str) -> Path:
+        if file != INDEX:
+            raise ConnectionError(file)
+        return folder / file
+
+    sequences = TokenSequences(open_shard, "train")
     with closing(Prefetcher(batches_of(sequences), Cursor())) as ahead:
         for _ in range(2):
             with pytest.raises(ConnectionError, match="train-00000"):
@@ -243,7 +247,7 @@ def test_waiting_is_measured(tmp_path: Path, read_s: float, use_s: float) -> Non
         time.sleep(read_s)
         return folder / file
 
-    sequences = TokenSequences(folder, "train", open_shard)
+    sequences = TokenSequences(open_shard, "train")
     waited = [0.0]
     started = time.monotonic()
     with closing(Prefetcher(batches_of(sequences, window=1), Cursor())) as ahead:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers import optim
-from trainers.batches import Batch
 from trainers.engine import PlainEngine, Ranks
+from trainers.segments import Batch
 
 ROWS = 4
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.errors import DataError
-from trainers.sequences import TokenSequences
+from trainers.sequences import INDEX, TokenSequences
 
 
 class Remote:
@@ -23,6 +23,8 @@ class Remote:
         self._directory, self._before = directory, before
 
     def __call__(self, file: str) -> Path:
+        if file == INDEX:
+            return self._directory / file
         self.opened.append(file)
         self.threads.add(threading.get_ident())
         self._before(file)
@@ -43,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_index_is_told(tmp_path: Path) -> None:
     token_folders.write(tmp_path, [(0, 2), (0, 3), (2, 4)], packing="best_fit", end_token=9)
-    sequences = TokenSequences(tmp_path, "train")
+    sequences = TokenSequences(tmp_path.joinpath, "train")
     assert len(sequences) == 9
     assert sequences.sizes == [5, 0, 4]
     assert sequences.block == 3
@@ -55,12 +57,12 @@ def test_index_is_told(tmp_path: Path) -> None:
 
 def test_block_is_the_mean_of_a_shard_rounded_up(tmp_path: Path) -> None:
     token_folders.write(tmp_path, [(0, 2), (0, 3)])
-    assert TokenSequences(tmp_path, "train").block == 3
+    assert TokenSequences(tmp_path.joinpath, "train").block == 3
 
 
 def test_samples_are_numbered_source_after_source(tmp_path: Path) -> None:
     token_folders.write(tmp_path, [(1, 2), (0, 3), (1, 0), (0, 1)])
-    assert numbers(TokenSequences(tmp_path, "train"), range(6)) == [2, 3, 4, 5, 0, 1]
+    assert numbers(TokenSequences(tmp_path.joinpath, "train"), range(6)) == [2, 3, 4, 5, 0, 1]
 
 
 def test_parts_are_read_apart(tmp_path: Path) -> None:
@@ -69,12 +71,12 @@ def test_parts_are_read_apart(tmp_path: Path) -> None:
     (tmp_path / "train-00000.bin").rename(tmp_path / "validation-00000.bin")
     index["shards"][0]["file"] = "validation-00000.bin"
     (tmp_path / "index.json").write_text(json.dumps(index))
-    assert numbers(TokenSequences(tmp_path, "validation"), range(2)) == [0, 1]
-    assert numbers(TokenSequences(tmp_path, "train"), range(2)) == [2, 3]
+    assert numbers(TokenSequences(tmp_path.joinpath, "validation"), range(2)) == [0, 1]
+    assert numbers(TokenSequences(tmp_path.joinpath, "train"), range(2)) == [2, 3]
 
 
 def test_part_without_shards_is_empty(folder: Path) -> None:
-    sequences = TokenSequences(folder, "validation")
+    sequences = TokenSequences(folder.joinpath, "validation")
     assert len(sequences) == 0
     assert sequences.sizes == []
     assert sequences.block == 1
@@ -93,7 +95,7 @@ def test_samples_come_as_asked_for(
     )
     wanted = data.draw(st.lists(st.integers(0, sum(counts) - 1), max_size=20))
     keep = data.draw(st.none() | st.integers(1, 3))
-    sequences = TokenSequences(folder, "train", keep=keep)
+    sequences = TokenSequences(folder.joinpath, "train", keep=keep)
     assert numbers(sequences, wanted) == wanted
     assert numbers(sequences, np.array(wanted, dtype=np.int64)) == wanted
 
@@ -104,7 +106,7 @@ def test_tokens_of_both_widths_are_read(tmp_path: Path, dtype: str) -> None:
     largest = np.iinfo(dtype).max
     rows = np.full((2, token_folders.LENGTH), largest, dtype=dtype)
     rows.tofile(tmp_path / "train-00000.bin")
-    found = TokenSequences(tmp_path, "train").read([1])
+    found = TokenSequences(tmp_path.joinpath, "train").read([1])
     assert found.dtype == np.int64
     assert set(found.flat) == {largest}
 
@@ -112,20 +114,20 @@ def test_tokens_of_both_widths_are_read(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize("sample", [-1, 12])
 def test_sample_that_does_not_exist_is_refused(folder: Path, sample: int) -> None:
     with pytest.raises(IndexError, match="of 12"):
-        TokenSequences(folder, "train").read([0, sample])
+        TokenSequences(folder.joinpath, "train").read([0, sample])
 
 
 def test_index_of_another_version_is_refused_with_a_way_out(tmp_path: Path) -> None:
     token_folders.write(tmp_path, [(0, 2)], schema_version=1)
     with pytest.raises(DataError, match=r"index\.json has schema_version 1, .* reads 2; pack the"):
-        TokenSequences(tmp_path, "train")
+        TokenSequences(tmp_path.joinpath, "train")
 
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_shard_of_another_size_than_the_index_says_is_refused(folder: Path, rows: int) -> None:
     shard = folder / "train-00002.bin"
     np.zeros((rows, token_folders.LENGTH), dtype=np.uint16).tofile(shard)
-    sequences = TokenSequences(folder, "train")
+    sequences = TokenSequences(folder.joinpath, "train")
     assert numbers(sequences, [0]) == [0]
     with pytest.raises(DataError, match=rf"train-00002\.bin has {rows * 8} bytes .* says 24"):
         sequences.read([6])
@@ -133,7 +135,7 @@ def test_shard_of_another_size_than_the_index_says_is_refused(folder: Path, rows
 
 def test_shard_is_opened_when_first_read_and_once(folder: Path) -> None:
     remote = Remote(folder)
-    sequences = TokenSequences(folder, "train", remote)
+    sequences = TokenSequences(remote, "train")
     assert remote.opened == []
     for _ in range(2):
         assert numbers(sequences, [4, 10, 5]) == [4, 10, 5]
@@ -142,7 +144,7 @@ def test_shard_is_opened_when_first_read_and_once(folder: Path) -> None:
 
 def test_least_recently_read_shard_is_let_go(folder: Path) -> None:
     remote = Remote(folder)
-    sequences = TokenSequences(folder, "train", remote, keep=2)
+    sequences = TokenSequences(remote, "train", keep=2)
     for sample in (0, 3, 0, 6, 0, 3):
         assert numbers(sequences, [sample]) == [sample]
         assert len(sequences._open) <= 2
@@ -151,7 +153,7 @@ def test_least_recently_read_shard_is_let_go(folder: Path) -> None:
 
 def test_prefetched_shards_are_opened_in_the_background_and_once(folder: Path) -> None:
     remote = Remote(folder)
-    sequences = TokenSequences(folder, "train", remote, keep=1)
+    sequences = TokenSequences(remote, "train", keep=1)
     sequences.prefetch([range(5, 7), range(6, 8)])
     sequences._background.shutdown()
     assert remote.opened == ["train-00001.bin", "train-00002.bin"]
@@ -162,7 +164,7 @@ def test_prefetched_shards_are_opened_in_the_background_and_once(folder: Path) -
 
 def test_shards_of_a_window_that_begins_stay_while_the_next_are_prefetched(folder: Path) -> None:
     remote = Remote(folder)
-    sequences = TokenSequences(folder, "train", remote, keep=2)
+    sequences = TokenSequences(remote, "train", keep=2)
     sequences.prefetch([range(6)])
     wait(sequences._coming.values())
     sequences.prefetch([range(6, 12)])
@@ -180,7 +182,7 @@ def test_reader_does_not_wait_for_shards_it_does_not_read(folder: Path) -> None:
             begun.set()
             assert go_on.wait(30)
 
-    sequences = TokenSequences(folder, "train", Remote(folder, before))
+    sequences = TokenSequences(Remote(folder, before), "train")
     sequences.prefetch([range(12)])
     assert begun.wait(30)
     assert numbers(sequences, range(3, 12)) == list(range(3, 12))
@@ -198,7 +200,7 @@ def test_error_of_prefetching_is_raised_by_who_reads_the_shard_and_not_forever(
         if file in broken:
             raise ConnectionError(file)
 
-    sequences = TokenSequences(folder, "train", Remote(folder, before))
+    sequences = TokenSequences(Remote(folder, before), "train")
     sequences.prefetch([range(12)])
     assert numbers(sequences, [0, 6, 9]) == [0, 6, 9]
     sequences.prefetch([range(12)])
@@ -217,7 +219,7 @@ def test_closing_leaves_the_rest_unopened(folder: Path) -> None:
         assert go_on.wait(30)
 
     remote = Remote(folder, before)
-    sequences = TokenSequences(folder, "train", remote)
+    sequences = TokenSequences(remote, "train")
     sequences.prefetch([range(12)])
     assert begun.wait(30)
     threading.Timer(0.05, go_on.set).start()

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers import tasks, tokenizer
-from trainers.batches import IGNORED_LABEL
 from trainers.cleaning import text_key
 from trainers.config import TokenizerConfig
 from trainers.errors import DataError
+from trainers.segments import IGNORED_LABEL
 from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
 from trainers.tasks import Encoded, Examples, collate
 
