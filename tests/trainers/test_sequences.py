@@ -50,6 +50,7 @@ def test_index_is_told(tmp_path: Path) -> None:
     assert sequences.sizes == [5, 0, 4]
     assert sequences.block == 3
     assert sequences.targets_per_sequence == token_folders.LENGTH - 1
+    assert sequences.text_tokens_per_sequence == token_folders.LENGTH - 1
     assert (sequences.sequence_length, sequences.vocab_size) == (token_folders.LENGTH, 60_000)
     assert (sequences.packing, sequences.end_token) == ("best_fit", 9)
     assert sequences.tokenizer == "ab" * 32

@@ -27,8 +27,16 @@ def write(
         file = f"{part}-{number:05d}.bin"
         rows = np.repeat(np.arange(first, first + count), length) + 3
         rows.astype(np.uint16).tofile(directory / file)
+        # A document a sequence.
         entries.append(
-            {"file": file, "source": source, "sequences": count, "targets": count * (length - 1)}
+            {
+                "file": file,
+                "source": source,
+                "sequences": count,
+                "documents": count,
+                "tokens": count * length,
+                "targets": count * (length - 1),
+            }
         )
         first += count
     index = {
