@@ -162,7 +162,8 @@ def test_entering_a_window_prefetches_the_one_behind(tmp_path: Path) -> None:
             asked.append(list(ranges))
             super().prefetch(asked[-1])
 
-    sequences = Noting(token_folders.write(tmp_path, [(0, 10)] * 12), "train", keep=6)
+    folder = token_folders.write(tmp_path, [(0, 10)] * 12)
+    sequences = Noting(folder.joinpath, "train", keep=6)
     with closing(sequences):
         batches, cursor, found = batches_of(sequences, global_batch_size=10), Cursor(), []
         for _ in range(12):
