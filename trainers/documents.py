@@ -5,7 +5,7 @@ import glob
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,10 +33,7 @@ def expand(path: str, base: Path, source_format: str = "") -> list[str]:
     """
     is_data_set = source_format == "dataset"
     if files.scheme_of(path):
-        found = list(files.find(path))
-        if not found:
-            raise DataError(f"{path}: no such file; a URL names a file or is a glob of files")
-        return found
+        return list(remote(path, source_format))
     full = base / path
     # Not Path.glob: `path` may be absolute, or a folder that a `datasets` source names.
     matches = [path] if full.exists() else glob.glob(path, root_dir=base, recursive=True)  # noqa: PTH207
@@ -49,6 +46,23 @@ def expand(path: str, base: Path, source_format: str = "") -> list[str]:
     if full.is_dir():
         raise DataError(f"{full}: is a folder; name its files, for example {path}/*.txt")
     raise DataError(f"{full}: no such file; a path is relative to the pipeline file")
+
+
+def remote(url: str, source_format: str) -> dict[str, Mapping[str, Any]]:
+    """The files a URL, possibly a glob, stands for, sorted, with what their store says of them.
+
+    Raises:
+        DataError: as `expand`.
+    """
+    if source_format == "dataset":
+        raise DataError(
+            f"{url}: a data set is a local folder or a name on the Hugging Face hub; "
+            "for files behind a URL take their format, for example format: parquet"
+        )
+    found = files.find(url)
+    if not found:
+        raise DataError(f"{url}: no file there; for those of a folder give a glob, as in /*")
+    return found
 
 
 def read(shard: Shard, on_malformed: Tell | None = None) -> Iterator[str]:
@@ -108,7 +122,7 @@ def columns(path: str | Path, source_format: str, encoding: str) -> list[str] | 
         DataError: the file cannot be read.
     """
     if source_format == "parquet":
-        with tables.parquet_file(str(path)) as file:
+        with tables.parquet(str(path)) as file:
             return list(file.schema_arrow.names)
     if source_format not in {"csv", "jsonl"}:
         return None
@@ -261,6 +275,8 @@ def _csv_rows(
             for row in _csv_fields(reader, place, tell):
                 if any(MARKED in field for field in row):
                     tell(f"{place}, {where()}: {files.not_in(encoding)}")
+                    if header is None:
+                        return
                 elif header is None:
                     header = row
                     if needed is not None and needed not in header:
@@ -298,7 +314,7 @@ def _parquet_rows(place: str) -> Iterator[tuple[_Where, Row]]:
         return f"row {number}"
 
     try:
-        with tables.parquet_file(place) as file:
+        with tables.parquet(place) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1

@@ -55,13 +55,24 @@ def find(url: str) -> dict[str, Mapping[str, Any]]:
     with _told(url):
         filesystem.invalidate_cache()
         if not any(character in url for character in magic):
-            return {url: filesystem.info(url)} if filesystem.isfile(url) else {}
+            facts = info(url)
+            return {url: facts} if facts["type"] == "file" else {}
         found = filesystem.glob(url, detail=True)
     return {
         _as_url(match, url, filesystem): facts
         for match, facts in sorted(found.items())
         if facts["type"] == "file"
     }
+
+
+def info(url: str) -> Mapping[str, Any]:
+    """What a store says of a file.
+
+    Raises:
+        DataError: there is none, or the store cannot be asked.
+    """
+    with _told(url):
+        return cast("Mapping[str, Any]", _filesystem(url).info(url))
 
 
 def sizes(urls: Sequence[str]) -> list[int | None]:
@@ -180,7 +191,7 @@ class Lines:
         self._tell, self._start = tell, start
         self._first = start
         self._index = 0
-        self._lines_before: int | None = None
+        self._lines_before = 0 if start == 0 else None
 
     def __iter__(self) -> Iterator[str]:
         is_blank = self._start == 0
@@ -269,7 +280,6 @@ def _as_url(match: str, url: str, filesystem: Any) -> str:
 
 
 def _filesystem(url: str) -> Any:
-    scheme = scheme_of(url)
     options: dict[str, Any] = {}
     with _told(url):
         if _is_web(url):

@@ -1,6 +1,7 @@
 """One column of text out of Parquet files and data sets, in small batches."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,25 @@ _BUFFER_BYTES = 1 << 20
 _UNDECODABLE = object()
 
 
-def parquet_file(place: str) -> Any:
-    """An open Parquet file, local or remote.
-
-    Raises:
-        DataError: it cannot be opened, or is no whole Parquet file.
-    """
-    file = files.opened(place)
-    try:
-        # With a buffer a column is read page by page, else a whole row group at a time.
-        return pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-    except DAMAGE as error:
-        file.close()
-        raise UnreadableError(f"{place}: not a readable Parquet file: {error}") from error
-
-
 class UnreadableError(DataError):
     """What is in a file or folder is damaged: it may be left out, unlike one that is missing."""
+
+
+@contextmanager
+def parquet(place: str) -> Iterator[Any]:
+    """A Parquet file, local or remote, as pyarrow reads it.
+
+    Raises:
+        DataError: it cannot be opened.
+        UnreadableError: it is no whole Parquet file.
+    """
+    with files.opened(place) as stored:
+        try:
+            # With a buffer a column is read page by page, else a whole row group at a time.
+            file = pyarrow.parquet.ParquetFile(stored, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        except DAMAGE as error:
+            raise UnreadableError(f"{place}: not a readable Parquet file: {error}") from error
+        yield file
 
 
 def row_group_bytes(place: str) -> list[int] | None:
@@ -48,15 +51,14 @@ def row_group_bytes(place: str) -> list[int] | None:
         DataError: it cannot be opened.
     """
     try:
-        file = parquet_file(place)
+        with parquet(place) as file:
+            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            return [
+                sum(group.column(c).total_compressed_size for c in range(group.num_columns))
+                for group in groups
+            ]
     except UnreadableError:
         return None
-    with file:
-        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-        return [
-            sum(group.column(c).total_compressed_size for c in range(group.num_columns))
-            for group in groups
-        ]
 
 
 def parquet_texts(place: str, column: str, start: int, stop: int, tell: Tell) -> Iterator[str]:
@@ -66,19 +68,16 @@ def parquet_texts(place: str, column: str, start: int, stop: int, tell: Tell) ->
         DataError: the file cannot be opened.
     """
     try:
-        file = parquet_file(place)
+        with parquet(place) as file:
+            if not _has_texts(file.schema_arrow, place, column, tell):
+                return
+            number = 0
+            for group in range(min(stop, file.num_row_groups)):
+                if group >= start:
+                    yield from _group_texts(file, group, number, (place, column), tell)
+                number += file.metadata.row_group(group).num_rows
     except UnreadableError as error:
         tell(str(error))
-        return
-    with file:
-        if not _has_texts(file.schema_arrow, place, column, tell):
-            return
-        number = 0
-        for group in range(min(stop, file.num_row_groups)):
-            rows = file.metadata.row_group(group).num_rows
-            if group >= start:
-                yield from _group_texts(file, group, number, (place, column), tell)
-            number += rows
 
 
 def _group_texts(
@@ -209,11 +208,6 @@ def _told_rows(stream: Any, where: str, tell: Tell) -> Iterator[dict[str, Any]]:
 def _stream(source: SourceConfig, place: str) -> Any:
     import datasets
 
-    if files.scheme_of(place):
-        raise DataError(
-            f"{place}: a data set is a local folder or a name on the Hugging Face hub; "
-            "for files behind a URL take their format, for example format: parquet"
-        )
     try:
         return datasets.load_dataset(
             place, source.subset, split=source.split, revision=source.revision, streaming=True

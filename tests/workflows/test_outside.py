@@ -11,7 +11,6 @@ import pyarrow.parquet
 import pytest
 from conftest import write_classification, write_pipeline
 
-from trainers import documents
 from workflows.config import ConfigError, load_config
 from workflows.outside import OutsideData, inspect
 
@@ -102,13 +101,10 @@ sys.addaudithook(note_opening)
 
 @contextmanager
 def opened_files(folder: Path) -> Iterator[list[str]]:
-    """The data files below a folder that are opened inside, by Python or for Parquet."""
+    """The data files below a folder that are opened inside."""
     global OPENED  # an audit hook cannot be taken away
     OPENED, found = [], []
-    with pytest.MonkeyPatch.context() as patch:
-        whole = documents._parquet_file
-        patch.setattr(documents, "_parquet_file", lambda path: found.append(path) or whole(path))
-        yield found
+    yield found
     below = [path for path in OPENED if path.startswith(f"{folder}/")]
     found += [path for path in below if not path.endswith("pipeline.yaml")]
     OPENED = None
