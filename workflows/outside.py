@@ -90,7 +90,7 @@ def _source(source: SourceConfig, base: Path, cache: DigestCache, *, is_checked:
         return {url: _identity(url, facts) for url, facts in found.items()}
     places = documents.expand(source.path, base, source.format)
     if source.format == "dataset":
-        if places == [source.path] and not Path(source.path).is_absolute():
+        if not Path(places[0]).exists():
             return {_hub_key(source): _commit(source)}
         return {folder: _digest_of_folder(Path(folder), cache) for folder in places}
     files.check_encoding(source.path, source.encoding)
