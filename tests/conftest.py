@@ -61,7 +61,7 @@ def tiny_pipeline(folder: Path) -> dict[str, Any]:
             "sources": [{"path": "corpus.txt"}],
             "validation_fraction": 0.1,
             "held_out": ["tone"],
-            "shard_bytes": 32 * 1024,
+            "shard_bytes": 64 * 1024,
         },
         "tokenizer": {"train": "bpe", "vocab_size": 512},
         "model": {

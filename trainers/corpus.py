@@ -6,7 +6,7 @@ documents, `keep_shard` writes what is left. No pass holds more than a shard's k
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,9 @@ def clean_shard(work: CleanWork) -> CleanedShard:
         if len(examples) < _MOST_EXAMPLES:
             examples.append(message)
 
-    keys = bytearray()
+    keys, shard = bytearray(), work.shard.below(work.root) if work.root else work.shard
     with _TextWriter(work.directory / _TEXTS, work.shard.number) as writer:
-        for text in documents.read(_below(work), skip if work.skips_malformed else None):
+        for text in documents.read(shard, skip if work.skips_malformed else None):
             cleaned, key, verdict = cleaner.clean(text)
             counts[verdict] += 1
             if verdict == "kept":
@@ -233,13 +233,6 @@ def source_of(shard: Path) -> int:
     """Which of the corpus' sources a shard comes from; 0 in a corpus made elsewhere."""
     metadata = pyarrow.parquet.read_schema(shard).metadata or {}
     return int(metadata.get(_SOURCE, b"0"))
-
-
-def _below(work: CleanWork) -> Shard:
-    if work.root is None:
-        return work.shard
-    spans = [replace(span, file=str(work.root / span.file)) for span in work.shard.spans]
-    return replace(work.shard, spans=tuple(spans))
 
 
 def _batches(shard: Path) -> Iterator[Any]:

@@ -1,56 +1,99 @@
 """Rows and texts out of files, one at a time, whatever the format."""
 
-import codecs
 import csv
 import glob
-import gzip
 import io
 import json
-import zlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, NoReturn
 
-import zstandard
-
+from trainers import files, tables
 from trainers.config import SourceConfig
-from trainers.errors import DataError
 from trainers.task_config import TaskDataConfig
+from trainers.errors import DataError
+from trainers.files import MARKED, Lines, Tell
+from trainers.files import codec as codec
+from trainers.pieces import END, Shard, Span
 
 Row = dict[str, Any]
+_Where = Callable[[], str]
 
 _UNLIMITED_FIELD = 2**31 - 1
-_CHUNK_BYTES = 1 << 16
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def expand(path: str, base: Path) -> list[Path]:
-    """The files a `path` of the pipeline file stands for, sorted.
+def expand(path: str, base: Path, source_format: str = "") -> list[str]:
+    """The files a `path` of the pipeline file stands for, sorted: absolute paths or URLs.
+
+    A `dataset` is a folder, or a name on the Hugging Face hub where no such folder exists.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or the client of an object store is missing.
     """
-    full = str(base / path)
+    is_data_set = source_format == "dataset"
+    if files.scheme_of(path):
+        return list(remote(path, source_format))
+    full = base / path
     # Not Path.glob: `path` may be absolute, or a folder that a `datasets` source names.
-    found = sorted(Path(match) for match in glob.glob(full, recursive=True))  # noqa: PTH207
+    matches = [path] if full.exists() else glob.glob(path, root_dir=base, recursive=True)  # noqa: PTH207
+    places = [base / match for match in matches]
+    found = sorted(str(place) for place in places if is_data_set or not place.is_dir())
+    if found:
+        return found
+    if is_data_set and _HUB_NAME.fullmatch(path):
+        return [path]
+    if full.is_dir():
+        raise DataError(f"{full}: is a folder; name its files, for example {path}/*.txt")
+    raise DataError(f"{full}: no such file; a path is relative to the pipeline file")
+
+
+def remote(url: str, source_format: str) -> dict[str, Mapping[str, Any]]:
+    """The files a URL, possibly a glob, stands for, sorted, with what their store says of them.
+
+    Raises:
+        DataError: as `expand`.
+    """
+    if source_format == "dataset":
+        raise DataError(
+            f"{url}: a data set is a local folder or a name on the Hugging Face hub; "
+            "for files behind a URL take their format, for example format: parquet"
+        )
+    found = files.find(url)
     if not found:
-        raise DataError(f"{full}: no such file; a path is relative to the pipeline file")
+        raise DataError(f"{url}: no file there; for those of a folder give a glob, as in /*")
     return found
 
 
-def texts(source: SourceConfig, path: Path) -> Iterator[str]:
-    """The documents of one file, without empty ones.
+def read(shard: Shard, on_malformed: Tell | None = None) -> Iterator[str]:
+    """The documents of a shard, stripped, without empty ones.
+
+    Args:
+        shard: what to read.
+        on_malformed: told once of each line, row or file that cannot be read and is left out; None
+            raises instead.
 
     Raises:
-        DataError: names the file and the line.
+        DataError: names the file and the line. With `on_malformed` as well where it does not lie
+            in the data: a missing file, a network that fails, an unknown encoding.
     """
-    match source.format:
-        case "lines":
-            found: Iterator[str] = (line for _, line in _lines(path, source.encoding))
-        case "text":
-            found = iter([_whole(path, source.encoding)])
-        case _:
-            found = _column(path, source.format, source.text, source.encoding)
-    return (text for text in map(str.strip, found) if text)
+    for span in shard.spans:
+        for text in _texts(shard.source, span, on_malformed or _refuse):
+            if stripped := text.strip():
+                yield stripped
+
+
+def parts(text: str, limit: int = 1 << 20) -> Iterator[str]:
+    """A text in parts of at most `limit` characters, cut before a space where there is one."""
+    start = 0
+    while len(text) - start > limit:
+        space = text.rfind(" ", start + 1, start + limit + 1)
+        stop = space if space > start else start + limit
+        yield text[start:stop]
+        start = stop
+    if start < len(text):
+        yield text[start:]
 
 
 def rows(data: TaskDataConfig, path: Path) -> Iterator[Row]:
@@ -62,220 +105,239 @@ def rows(data: TaskDataConfig, path: Path) -> Iterator[Row]:
         DataError: names the file, the row and what is missing.
     """
     if data.format == "conll":
-        return _sentences(path, data.encoding)
-    raw = _records(path, data.format, data.encoding)
+        return _sentences(str(path), data.encoding)
+    raw = _records(str(path), data.format, data.encoding)
     return (
         {
-            "text": _field(row, data.text, path, number),
-            "label": _field(row, data.label, path, number),
+            "text": _field(row, data.text, path, where),
+            "label": _field(row, data.label, path, where),
         }
-        for number, row in raw
+        for where, row in raw
     )
 
 
-def columns(path: Path, source_format: str, encoding: str) -> list[str] | None:
+def columns(path: str | Path, source_format: str, encoding: str) -> list[str] | None:
     """Names of the first row's columns, read without reading the rest; None where there are none.
 
     Raises:
         DataError: the file cannot be read.
     """
     if source_format == "parquet":
-        return list(_parquet_file(path).schema_arrow.names)
+        with tables.parquet(str(path)) as file:
+            return list(file.schema_arrow.names)
     if source_format not in {"csv", "jsonl"}:
         return None
-    first = next(_records(path, source_format, encoding), None)
+    first = next(_records(str(path), source_format, encoding), None)
     return list(first[1]) if first else []
 
 
-def codec(encoding: str) -> str:
-    """The codec that reads an encoding: a byte-order mark before UTF-8 is no part of the text.
+def _refuse(message: str) -> NoReturn:
+    raise DataError(message)
 
-    Spreadsheets write one; it would stand in the first column's name.
 
-    Raises:
-        LookupError: there is no such encoding.
+def _texts(source: SourceConfig, span: Span, tell: Tell) -> Iterator[str]:
+    place, start, stop = span.file, span.start, span.stop
+    match source.format:
+        case "lines":
+            return _lines(Lines(place, source.encoding, tell, start), stop)
+        case "paragraphs":
+            return _paragraphs(Lines(place, source.encoding, tell, start), start, stop)
+        case "text":
+            return _whole(place, source.encoding, tell)
+        case "jsonl":
+            lines = Lines(place, source.encoding, tell, start)
+            return _column(source, place, _json_rows(lines, stop, tell), tell)
+        case "csv":
+            records = _csv_rows(place, source.encoding, tell, needed=source.text)
+            return _column(source, place, records, tell)
+        case "parquet":
+            return tables.parquet_texts(place, source.text, start, stop, tell)
+        case "dataset" if tables.is_saved(place):
+            return tables.saved_texts(place, source.text, start, stop, tell)
+        case "dataset":
+            return tables.streamed_texts(source, place, start, stop, tell)
+
+
+def _lines(lines: Lines, stop: int) -> Iterator[str]:
+    """The lines that begin before `stop` and are text throughout."""
+    for line in lines:
+        if lines.position >= stop:
+            return
+        if lines.is_sound(line):
+            yield line
+
+
+def _paragraphs(lines: Lines, start: int, stop: int) -> Iterator[str]:
+    """The texts between empty lines, from behind the first empty line of a span to behind that of
+    the next; a line that is no text is left out of its document.
     """
-    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+    is_searching = start > 0
+    held: list[str] = []
+    for line in lines:
+        is_behind = lines.position >= stop
+        if not line.strip():
+            if held:
+                yield "".join(held)
+            held, is_searching = [], False
+            if is_behind:
+                return
+        elif is_searching and is_behind:
+            return
+        elif not is_searching and lines.is_sound(line):
+            held.append(line)
+    if held:
+        yield "".join(held)
 
 
-def _column(path: Path, source_format: str, column: str, encoding: str) -> Iterator[str]:
-    for number, row in _records(path, source_format, encoding):
-        yield str(_field(row, column, path, number))
+def _whole(place: str, encoding: str, tell: Tell) -> Iterator[str]:
+    """A file as one document; nothing of it where a part is no text."""
+    files.check_encoding(place, encoding)
+    try:
+        with files.plain(place) as file:
+            content = file.read()
+    except files.DAMAGE as error:
+        tell(f"{place}: cannot be read: {error}")
+        return
+    try:
+        text = content.decode(codec(encoding))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].decode(encoding, "ignore").count("\n") + 1
+        tell(f"{place}, line {line}: {files.not_in(encoding)}")
+        return
+    if not text.strip():
+        tell(f"{place}: there is no text in it")
+    yield text
 
 
-def _field(row: Row, column: str, path: Path, number: int) -> Any:
+def _column(
+    source: SourceConfig, place: str, records: Iterator[tuple[_Where, Row]], tell: Tell
+) -> Iterator[str]:
+    for where, row in records:
+        text = tables.text_of(row, source.text, place, where, tell)
+        if text is not None:
+            yield text
+
+
+def _field(row: Row, column: str, path: Path, where: _Where) -> Any:
     if column not in row:
         raise DataError(
-            f"{path}, row {number}: no column {column!r}; it has {', '.join(map(repr, row))}"
+            f"{path}, {where()}: no column {column!r}; it has {', '.join(map(repr, row))}"
         )
     if row[column] is None:
-        raise DataError(f"{path}, row {number}: column {column!r} is empty")
+        raise DataError(f"{path}, {where()}: column {column!r} is empty")
     return row[column]
 
 
-def _records(path: Path, source_format: str, encoding: str) -> Iterator[tuple[int, Row]]:
-    """Rows with their numbers, counted from 1 as a person would in that format."""
+def _records(place: str, source_format: str, encoding: str) -> Iterator[tuple[_Where, Row]]:
+    """Whole rows with their places, counted from 1 as a person would in that format."""
     match source_format:
         case "jsonl":
-            return _json_lines(path, encoding)
+            return _json_rows(Lines(place, encoding, _refuse), END, _refuse)
         case "csv":
-            return _csv_rows(path, encoding)
+            return _csv_rows(place, encoding, _refuse)
         case "parquet":
-            return _parquet_rows(path)
-        case "dataset":
-            return _dataset_rows(path)
+            return _parquet_rows(place)
     raise AssertionError(source_format)
 
 
-def _json_lines(path: Path, encoding: str) -> Iterator[tuple[int, Row]]:
-    for number, line in _lines(path, encoding):
-        if not line.strip():
+def _json_rows(lines: Lines, stop: int, tell: Tell) -> Iterator[tuple[_Where, Row]]:
+    for line in _lines(lines, stop):
+        if line.isspace():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON: {error.msg}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: not a JSON object")
-        yield number, row
+        except (ValueError, RecursionError) as error:
+            # Python refuses numbers of thousands of digits and nesting of thousands of levels.
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            tell(f"{lines.place}, {lines.where()}: not JSON: {reason}")
+            continue
+        if isinstance(row, dict):
+            yield lines.where, row
+        else:
+            tell(f"{lines.place}, {lines.where()}: not a JSON object")
 
 
-def _csv_rows(path: Path, encoding: str) -> Iterator[tuple[int, Row]]:
+def _csv_rows(
+    place: str, encoding: str, tell: Tell, needed: str | None = None
+) -> Iterator[tuple[_Where, Row]]:
+    """Rows by the names in the first; none where that lacks the column that is needed."""
     csv.field_size_limit(_UNLIMITED_FIELD)
-    reader = csv.DictReader(line for _, line in _lines(path, encoding))
-    try:
-        for row in reader:
-            if None in row:
-                raise DataError(f"{path}, line {reader.line_num}: more fields than the header has")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+    files.check_encoding(place, encoding)
+    header: list[str] | None = None
+    reader: Any = None
 
-
-def _parquet_file(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet
+    def where() -> str:
+        return f"line {reader.line_num if reader else 0}"
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+        with files.plain(place) as file:
+            # `newline=""` keeps line ends inside quoted fields as they are.
+            reader = csv.reader(io.TextIOWrapper(file, codec(encoding), files.MARK, newline=""))
+            for row in _csv_fields(reader, place, tell):
+                if any(MARKED in field for field in row):
+                    tell(f"{place}, {where()}: {files.not_in(encoding)}")
+                    if header is None:
+                        return
+                elif header is None:
+                    header = row
+                    if needed is not None and needed not in header:
+                        tell(tables.lacks(needed, header, place))
+                        return
+                elif len(row) > len(header):
+                    tell(f"{place}, {where()}: more fields than the header has")
+                else:
+                    missing = [None] * (len(header) - len(row))
+                    yield where, dict(zip(header, [*row, *missing], strict=True))
+    except files.DAMAGE as error:
+        tell(f"{place}: cannot be read after {where()}: {error}")
+        return
+    if header is None:
+        tell(f"{place}: there is no text in it")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    import pyarrow as pa
+def _csv_fields(reader: Any, place: str, tell: Tell) -> Iterator[list[str]]:
+    """Rows that are not blank; the reader goes on behind one that is no CSV."""
+    while True:
+        try:
+            for row in reader:
+                if row:
+                    yield row
+        except csv.Error as error:
+            tell(f"{place}, line {reader.line_num}: not CSV: {error}")
+        else:
+            return
 
+
+def _parquet_rows(place: str) -> Iterator[tuple[_Where, Row]]:
     number = 0
-    try:
-        for batch in _parquet_file(path).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read after row {number}: {error}") from error
 
-
-def _dataset_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    import datasets
+    def where() -> str:
+        return f"row {number}"
 
     try:
-        loaded = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, OSError, ValueError) as error:
-        raise DataError(f"{path}: not written by datasets.save_to_disk: {error}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        raise DataError(f"{path}: holds several splits; name one, for example {path}/train")
-    for number, row in enumerate(loaded, start=1):
-        yield number, cast("Row", row)
+        with tables.parquet(place) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield where, row
+    except tables.DAMAGE as error:
+        raise DataError(f"{place}: cannot be read after {where()}: {error}") from error
 
 
-def _sentences(path: Path, encoding: str) -> Iterator[Row]:
+def _sentences(place: str, encoding: str) -> Iterator[Row]:
     words: list[str] = []
     labels: list[str] = []
-    for number, line in _lines(path, encoding):
+    lines = Lines(place, encoding, _refuse)
+    for line in _lines(lines, END):
         if not line.strip():
             if words:
                 yield {"text": words, "label": labels}
             words, labels = [], []
             continue
-        parts = line.rstrip("\r\n").split("\t")
-        if len(parts) < 2 or not parts[0] or not parts[-1]:
-            raise DataError(f"{path}, line {number}: expected word, tab, label; found {line!r}")
-        words.append(parts[0])
-        labels.append(parts[-1])
+        fields = line.rstrip("\r\n").split("\t")
+        if len(fields) < 2 or not fields[0] or not fields[-1]:
+            raise DataError(f"{place}, {lines.where()}: expected word, tab, label; found {line!r}")
+        words.append(fields[0])
+        labels.append(fields[-1])
     if words:
         yield {"text": words, "label": labels}
-
-
-def _whole(path: Path, encoding: str) -> str:
-    return "".join(line for _, line in _lines(path, encoding))
-
-
-def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends; a byte that is no text is an error with its line."""
-    number = 0
-    try:
-        with _opened(path) as binary:
-            # `newline=""` keeps line ends inside quoted CSV fields as they are.
-            for line in io.TextIOWrapper(binary, encoding=codec(encoding), newline=""):
-                number += 1
-                yield number, line
-    except UnicodeDecodeError as error:
-        # The decoder reads ahead in chunks: the line is found again by counting its bytes.
-        line_number = _line_of_bad_byte(path, encoding)
-        raise DataError(
-            f"{path}, line {line_number}: not {encoding}: {error.reason}; "
-            "set encoding to the file's own, for example encoding: latin-1"
-        ) from error
-    except LookupError as error:
-        raise DataError(f"{path}: unknown encoding {encoding!r}") from error
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{path}: cannot be read after line {number}: {error}") from error
-
-
-def _line_of_bad_byte(path: Path, encoding: str) -> int:
-    with _opened(path) as binary:
-        for number, line in enumerate(binary, start=1):
-            try:
-                line.decode(encoding)
-            except UnicodeDecodeError:
-                return number
-    return 0
-
-
-def _opened(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast("IO[bytes]", gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        return cast("IO[bytes]", io.BufferedReader(_ZstdFile(path)))
-    return path.open("rb")
-
-
-class _ZstdFile(io.RawIOBase):
-    """A Zstandard file of one or more frames; zstandard's own reader takes a cut one for whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._plain = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._plain:
-            compressed = self._frame.unused_data if self._frame.eof else b""
-            compressed = compressed or self._file.read(_CHUNK_BYTES)
-            if not compressed and self._frame.eof:
-                return 0
-            if not compressed:
-                raise EOFError("the compressed data end too early")
-            if self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._plain = self._frame.decompress(compressed)
-        count = min(len(buffer), len(self._plain))
-        buffer[:count], self._plain = self._plain[:count], self._plain[count:]
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

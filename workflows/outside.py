@@ -2,14 +2,16 @@
 
 import codecs
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from trainers import documents, manifest
+from trainers import documents, files, manifest
 from trainers.config import SourceConfig
-from trainers.errors import DataError
 from trainers.task_config import TaskDataConfig
+from trainers.errors import DataError
 from workflows import custom
 from workflows.config import ConfigError, CustomConfig, PipelineConfig
 from workflows.digests import DigestCache, Finding
@@ -19,9 +21,18 @@ _CHECKS_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 _COMPRESSED = {".gz", ".zst"}
 _BINARY_FORMATS = {"parquet", "dataset"}
+_HUB_TIMEOUT_S = 30.0
+
+# What stores say of a file, the strongest first: digests of its content, names of its version,
+# and when it was written.
+_TAGS = (
+    *("sha256", "blob_id", "md5Hash", "content_md5", "Content-MD5", "Digest"),
+    *("ETag", "etag", "crc32c"),
+    *("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "created"),
+)
 
 Digests = Mapping[str, str]
-"""SHA-256 by absolute path."""
+"""SHA-256 by absolute path or URL; of a hub data set its commit."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +51,19 @@ def inspect(config: PipelineConfig, base: Path) -> OutsideData:
     """Find, check and digest all files the pipeline names.
 
     Reads every byte once, for digests are part of the steps' identities; a file that did not
-    change since an earlier plan is not opened.
+    change since an earlier plan is not opened. Of a file behind a URL only the store is asked.
 
     Raises:
-        ConfigError: a file is missing, empty, unreadable, wrongly encoded, or lacks a column.
+        ConfigError: a file is missing, empty, unreadable, wrongly encoded, or lacks a column;
+            where `malformed` is `skip` only what is missing is told of in the corpus.
     """
     try:
         with DigestCache() as cache:
+            is_checked = config.corpus.malformed == "refuse"
             corpus = [
-                _source(source, base, cache) for source in config.corpus.sources if not source.step
+                _source(source, base, cache, is_checked=is_checked)
+                for source in config.corpus.sources
+                if not source.step
             ]
             return OutsideData(
                 corpus={path: digest for digests in corpus for path, digest in digests.items()},
@@ -63,24 +78,80 @@ def inspect(config: PipelineConfig, base: Path) -> OutsideData:
         raise ConfigError(str(error)) from error
 
 
-def _source(source: SourceConfig, base: Path, cache: DigestCache) -> Digests:
-    files = documents.expand(source.path, base)
+def pinned(source: SourceConfig, digests: Digests) -> SourceConfig:
+    """A source with the revision its plan saw: a branch of the hub may have moved on since."""
+    commit = digests.get(_hub_key(source))
+    return source.model_copy(update={"revision": commit}) if commit else source
+
+
+def _source(source: SourceConfig, base: Path, cache: DigestCache, *, is_checked: bool) -> Digests:
+    if files.scheme_of(source.path):
+        files.check_encoding(source.path, source.encoding)
+        found = documents.remote(source.path, source.format)
+        return {url: _identity(url, facts) for url, facts in found.items()}
+    places = documents.expand(source.path, base, source.format)
     if source.format == "dataset":
-        return {str(folder): _digest_of_folder(folder, cache) for folder in files}
-    digests = {}
-    for file in files:
-        finding = _finding(file, source.format, source.encoding, cache)
-        if finding.columns is not None:
-            _require_column(source.text, finding.columns, file, "text")
-        digests[str(file)] = finding.sha256
-    return digests
+        if not Path(places[0]).exists():
+            return {_hub_key(source): _commit(source)}
+        return {folder: _digest_of_folder(Path(folder), cache) for folder in places}
+    files.check_encoding(source.path, source.encoding)
+    return {place: _local(Path(place), source, cache, is_checked=is_checked) for place in places}
+
+
+def _local(file: Path, source: SourceConfig, cache: DigestCache, *, is_checked: bool) -> str:
+    if not is_checked:
+        return _finding(file, "dataset", "utf-8", cache).sha256
+    finding = _finding(file, source.format, source.encoding, cache)
+    if finding.columns is not None:
+        _require_column(source.text, finding.columns, file, "text")
+    return finding.sha256
+
+
+def _identity(url: str, facts: Mapping[str, Any]) -> str:
+    """SHA-256 over what a store says of a file, which is not read: its size and a tag."""
+    tag = _tag(facts) or _tag(facts := files.info(url))
+    if tag is None:
+        raise DataError(
+            f"{url}: its server gives no ETag, digest or time of change, so nobody could tell when "
+            "it changes; download it and name the copy"
+        )
+    return hashlib.sha256(json.dumps([facts.get("size"), *tag]).encode()).hexdigest()
+
+
+def _tag(facts: Mapping[str, Any]) -> tuple[str, str] | None:
+    return next(((name, str(facts[name])) for name in _TAGS if facts.get(name)), None)
+
+
+def _hub_key(source: SourceConfig) -> str:
+    return f"{source.path}@{source.revision}" if source.revision else source.path
+
+
+def _commit(source: SourceConfig) -> str:
+    """The commit that a hub data set's revision is now."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.HfApi().dataset_info(
+            source.path, revision=source.revision, timeout=_HUB_TIMEOUT_S
+        )
+    except Exception as error:  # the hub's client raises types of its own for its network
+        raise DataError(
+            f"{source.path}: no such folder, and the Hugging Face hub does not tell of such a data "
+            f"set: {error}; check the name, HF_TOKEN and the network, or download it with "
+            f"hf download --repo-type dataset {source.path} --local-dir FOLDER and name the folder"
+        ) from error
+    if not found.sha:
+        raise DataError(f"{source.path}: the Hugging Face hub names no commit of it")
+    return found.sha
 
 
 def _task(data: TaskDataConfig, base: Path, cache: DigestCache) -> Digests:
-    files = documents.expand(data.path, base)
-    if len(files) != 1:
-        raise DataError(f"{base / data.path}: {len(files)} files match; a task's data is one file")
-    file = files[0]
+    if files.scheme_of(data.path):
+        raise DataError(f"{data.path}: a task's data is a local file; download it and name that")
+    places = documents.expand(data.path, base)
+    if len(places) != 1:
+        raise DataError(f"{base / data.path}: {len(places)} files match; a task's data is one file")
+    file = Path(places[0])
     finding = _finding(file, data.format, data.encoding, cache)
     if finding.columns is not None:
         _require_column(data.text, finding.columns, file, "text")
@@ -149,7 +220,7 @@ def _checked(file: Path, data_format: str, encoding: str) -> str:
 def _text_digest(file: Path, encoding: str) -> str:
     """SHA-256 of a text file, decoded on the way so that a wrong encoding is found now."""
     try:
-        decoder = codecs.getincrementaldecoder(documents.codec(encoding))()
+        decoder = codecs.getincrementaldecoder(files.codec(encoding))()
     except LookupError as error:
         raise DataError(f"{file}: unknown encoding {encoding!r}") from error
     digest, line, is_empty = hashlib.sha256(), 1, True

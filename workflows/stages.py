@@ -124,7 +124,7 @@ def _source_shards(context: StageContext) -> Iterator[tuple[Shard, Path | None]]
         made = context.input(key) if (key := f"source{number}") in spec.made else None
         files = documents.expand(source.path, made or context.run.base)
         for shard in pieces.cut(source, number, files, spec.corpus.shard_bytes):
-            yield shard.below(made) if made else shard, made
+            yield shard.relative_to(made) if made else shard, made
 
 
 def build_tokenizer(context: StageContext) -> Facts:

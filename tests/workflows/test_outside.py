@@ -1,19 +1,24 @@
 import gzip
+import json
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import write_classification, write_pipeline
+from huggingface_hub import constants
 
-from trainers import documents
 from workflows.config import ConfigError, load_config
-from workflows.outside import OutsideData, inspect
+from workflows.outside import OutsideData, inspect, pinned
 
 
 def look(folder: Path, data: dict[str, Any]) -> OutsideData:
@@ -102,13 +107,10 @@ sys.addaudithook(note_opening)
 
 @contextmanager
 def opened_files(folder: Path) -> Iterator[list[str]]:
-    """The data files below a folder that are opened inside, by Python or for Parquet."""
+    """The data files below a folder that are opened inside."""
     global OPENED  # an audit hook cannot be taken away
     OPENED, found = [], []
-    with pytest.MonkeyPatch.context() as patch:
-        whole = documents._parquet_file
-        patch.setattr(documents, "_parquet_file", lambda path: found.append(path) or whole(path))
-        yield found
+    yield found
     below = [path for path in OPENED if path.startswith(f"{folder}/")]
     found += [path for path in below if not path.endswith("pipeline.yaml")]
     OPENED = None
@@ -208,4 +210,117 @@ def test_line_of_a_wrong_byte_counts_behind_a_byte_order_mark(
 ) -> None:
     (tmp_path / "corpus.txt").write_bytes(b"\xef\xbb\xbffine\ncaf\xe9\n")
     with pytest.raises(ConfigError, match="line 2: not utf-8"):
+        look(tmp_path, pipeline)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A Hugging Face hub with the commits of data sets, by `name/revision`."""
+    commits: dict[str, str] = {}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name, _, revision = self.path.removeprefix("/api/datasets/").partition("/revision/")
+            commit = commits.get(f"{name}@{revision}" if revision else name)
+            content = json.dumps({"id": name, "sha": commit}).encode()
+            self.send_response(200 if commit else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    yield commits
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_hub_data_set_is_its_commit(
+    tmp_path: Path, pipeline: dict[str, Any], hub: dict[str, str]
+) -> None:
+    hub |= {"org/name": "1" * 40, "org/name@v2": "2" * 40}
+    pipeline["corpus"]["sources"] = [
+        {"path": "org/name", "format": "dataset"},
+        {"path": "org/name", "format": "dataset", "revision": "v2"},
+    ]
+    found = look(tmp_path, pipeline).corpus
+    assert found == {"org/name": "1" * 40, "org/name@v2": "2" * 40}
+    sources = load_config(tmp_path / "pipeline.yaml").corpus.sources
+    assert [pinned(source, found).revision for source in sources] == ["1" * 40, "2" * 40]
+    assert pinned(sources[0], {}) == sources[0]
+
+
+def test_hub_data_set_that_nobody_knows_is_told_with_the_way_out(
+    tmp_path: Path, pipeline: dict[str, Any], hub: dict[str, str]
+) -> None:
+    pipeline["corpus"]["sources"] = [{"path": "org/none", "format": "dataset"}]
+    with pytest.raises(ConfigError, match="org/none: no such folder.*hf download"):
+        look(tmp_path, pipeline)
+
+
+def test_remote_file_is_known_by_its_tag_and_not_read(
+    tmp_path: Path, pipeline: dict[str, Any], s3: str
+) -> None:
+    client, folder = boto3.client("s3"), uuid.uuid4().hex
+    pipeline["corpus"]["sources"] = [{"path": f"{s3}/{folder}/*.txt"}]
+
+    def plan(**contents: bytes) -> Mapping[str, str]:
+        for name, content in contents.items():
+            client.put_object(Bucket="bucket", Key=f"{folder}/{name}.txt", Body=content)
+        return look(tmp_path, pipeline).corpus
+
+    with pytest.raises(ConfigError, match="no file there"):
+        plan()
+    first = plan(a=b"caf\xe9", b=b"two")  # wrongly encoded, which only reading tells
+    a, b = f"{s3}/{folder}/a.txt", f"{s3}/{folder}/b.txt"
+    assert list(first) == [a, b]
+    assert all(len(digest) == 64 for digest in first.values())
+    assert first[a] != first[b]
+    time.sleep(1.1)  # a time of change would differ
+    assert plan(a=b"caf\xe9") == first
+    second = plan(a=b"cafe")
+    assert second[b] == first[b]
+    assert second[a] != first[a]
+
+
+def test_task_rows_are_local(tmp_path: Path, pipeline: dict[str, Any], s3: str) -> None:
+    pipeline["tasks"]["tone"]["data"]["path"] = f"{s3}/tone.csv"
+    with pytest.raises(ConfigError, match="local file; download it"):
+        look(tmp_path, pipeline)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("corpus.txt", b"caf\xe9"),
+        ("corpus.txt", b""),
+        ("a.jsonl", b"no JSON\n"),
+        ("a.csv", b"body\none\n"),
+        ("a.parquet", b"no Parquet"),
+    ],
+)
+def test_what_is_in_a_file_is_refused_only_where_nothing_is_to_be_left_out(
+    tmp_path: Path, pipeline: dict[str, Any], name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    pipeline["corpus"]["sources"] = [{"path": name}]
+    with pytest.raises(ConfigError, match=name):
+        look(tmp_path, pipeline)
+    pipeline["corpus"]["malformed"] = "skip"
+    assert list(look(tmp_path, pipeline).corpus) == [str(tmp_path / name)]
+
+
+@pytest.mark.parametrize("change", [{"path": "none.txt"}, {"encoding": "utf-9"}])
+def test_what_is_wrong_in_the_pipeline_file_is_refused_always(
+    tmp_path: Path, pipeline: dict[str, Any], change: dict[str, str]
+) -> None:
+    pipeline["corpus"] |= {"malformed": "skip", "sources": [{"path": "corpus.txt"} | change]}
+    with pytest.raises(ConfigError, match=r"no such file|unknown encoding"):
         look(tmp_path, pipeline)
