@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 from trainers import files, tables
 from trainers.config import SourceConfig
-from trainers.task_config import TaskDataConfig
 from trainers.errors import DataError
 from trainers.files import MARKED, Lines, Tell
 from trainers.files import codec as codec
 from trainers.pieces import END, Shard, Span
+from trainers.task_config import TaskDataConfig
 
 Row = dict[str, Any]
 _Where = Callable[[], str]

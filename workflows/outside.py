@@ -10,8 +10,8 @@ from typing import Any
 
 from trainers import documents, files, manifest
 from trainers.config import SourceConfig
-from trainers.task_config import TaskDataConfig
 from trainers.errors import DataError
+from trainers.task_config import TaskDataConfig
 from workflows import custom
 from workflows.config import ConfigError, CustomConfig, PipelineConfig
 from workflows.digests import DigestCache, Finding

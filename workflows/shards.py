@@ -89,15 +89,16 @@ class Shards:
         return [done[number] for number in range(len(items))]
 
     def place(self, done: Done[Any], file: str, name: str) -> None:
-        """Make a file of a shard a file of the step's output."""
+        """Make a file of a shard a file of the step's output; the shard stays as it is."""
         source, target = done.directory / file, self._context.output / name
         if not self._storage.is_local:  # it was written on another node
             (folder,) = [folder for folder in self._folders if folder in source.parents]
             stored = f"{self._folders[folder]}/{source.relative_to(folder).as_posix()}"
             target.write_bytes(self._storage.read(stored))
-        elif self._attempt.work in source.parents:
-            source.rename(target)
-        else:  # an earlier attempt's folder is only read: its owner may yet live
+            return
+        try:
+            target.hardlink_to(source)
+        except OSError:  # not every file system has links
             shutil.copyfile(source, target)
 
     def _own(self, phase: str) -> str:

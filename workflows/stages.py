@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainers.pieces import Shard
-
 from cluster import capacity
 from cluster.config import GangConfig
 from cluster.interface import SearchPlan
@@ -24,6 +22,7 @@ from trainers import (
     tokenizer,
     tokens,
 )
+from trainers.pieces import Shard
 from trainers.reporting import Reporter
 from trainers.task_config import TaskDataConfig
 from workflows import final
@@ -122,7 +121,7 @@ def _source_shards(context: StageContext) -> Iterator[tuple[Shard, Path | None]]
     spec = context.spec(CorpusSpec)
     for number, source in enumerate(spec.corpus.sources):
         made = context.input(key) if (key := f"source{number}") in spec.made else None
-        files = documents.expand(source.path, made or context.run.base)
+        files = documents.expand(source.path, made or context.run.base, source.format)
         for shard in pieces.cut(source, number, files, spec.corpus.shard_bytes):
             yield shard.relative_to(made) if made else shard, made
 

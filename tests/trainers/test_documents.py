@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from trainers import documents
 from trainers.config import SourceConfig
-from trainers.task_config import SplitConfig, TaskDataConfig
 from trainers.errors import DataError
 from trainers.pieces import END, Shard, Span
+from trainers.task_config import SplitConfig, TaskDataConfig
 
 TEXTS = ["first text", "zweiter Text: äöü", 'a line\nbreak, and "quotes"']
 

@@ -11,6 +11,7 @@ from cluster.interface import TaskFailedError
 from cluster.local import LocalCluster
 from workflows.artifacts import Artifacts
 from workflows.execution import StageContext
+from workflows.ledger import Position
 from workflows.shards import Done, Shards
 from workflows.storage import Storage
 
@@ -50,7 +51,7 @@ class Step:
         self.artifacts, self.step = Artifacts(storage), own_step("s", function="nothing")
 
     def attempt(self) -> StageContext:
-        position = self.artifacts.ledger.position(self.step)
+        position = self.artifacts.ledger.position(self.step, Position())
         attempt = self.artifacts.begin(self.step, position, "run", 60.0)
         assert attempt is not None
         run = context(self.storage, LocalCluster(), "run")
