@@ -57,8 +57,8 @@ class SourceConfig(Schema):
     """One of your own steps: then `path` is relative to its output folder."""
 
     format: SourceFormat
-    """`lines` is one document a line, `paragraphs` parts them by empty lines, `text` is one document
-    a file. Derived from the suffix."""
+    """`lines` is a document a line, `paragraphs` parts them by empty lines, `text` is one a file.
+    Derived from the suffix."""
 
     text: str = "text"
     """Column or key that holds the text (`jsonl`, `csv`, `parquet`, `dataset`)."""
@@ -161,7 +161,7 @@ class TokenizerConfig(Schema):
                 "give either train: bpe, wordpiece or unigram, or from: FOLDER, and not both"
             )
         if self.train and self.vocab_size is None:
-            raise ValueError(f"train: {self.train} needs vocab_size, for example vocab_size: 8192")
+            raise ValueError(f"train: {self.train} needs vocab_size, such as vocab_size: 8192")
         if self.from_ and (self.vocab_size is not None or self.lowercase or self.replace):
             raise ValueError("vocab_size, lowercase and replace go with train: bpe, not with from")
         return self

@@ -28,6 +28,7 @@ PLUMBING = {
     "workflows.execution": "what every stage is given",
     "workflows.models": "where models are kept",
     "workflows.pipeline": "counted by its values, in the step's spec",
+    "workflows.shards": "where shards are computed and kept",
 }
 """Glue that stages import and that STAGE_SOURCES leaves out, and why."""
 
