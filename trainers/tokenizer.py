@@ -33,7 +33,7 @@ _CONFIG_FILE = "tokenizer_config.json"
 
 _MOST_UNKNOWN = 0.05
 _CONTINUED = "##"
-_SENTENCE_CHARACTERS = 4096
+_SENTENCE_BYTES = 4096
 _SCORE_DIGITS = 6
 _SCORE_STEP = 1e-4
 _HASH_BYTES = 8
@@ -100,19 +100,20 @@ def digest(directory: Path) -> str:
     return hashlib.sha256((directory / FILE).read_bytes()).hexdigest()
 
 
-def parts(text: str, limit: int) -> Iterator[str]:
-    """`text` in parts of at most `limit` characters that give the same tokens as the whole.
+def parts(document: memoryview, limit: int) -> Iterator[str]:
+    """UTF-8 text in parts of at most `limit` bytes that give the same tokens as the whole.
 
     Parts end before a space behind a word: no pre-tokeniser here lets a token reach over that
     place, and a text that begins with a space is given no other. Where there is none, a part ends
-    at any space, or after `limit` characters; then the tokens there may differ.
+    at any space, or between any two characters; then the tokens there may differ. So may they
+    where a regular expression of `replace` would have matched over it.
     """
     start = 0
-    while len(text) - start > limit:
-        cut = _cut(text, start, start + limit)
-        yield text[start:cut]
-        start = cut
-    yield text[start:]
+    while len(document) - start > limit:
+        stop = start + _cut(bytes(document[start : start + limit + 1]))
+        yield str(document[start:stop], "utf-8")
+        start = stop
+    yield str(document[start:], "utf-8")
 
 
 _END_KEYS = ("eos_token", "sep_token")
@@ -122,12 +123,17 @@ def _content(token: str | dict[str, str]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def _cut(text: str, start: int, stop: int) -> int:
-    cut = text.rfind(" ", start + 1, stop + 1)
-    last = cut
-    while cut > start and text[cut - 1].isspace():
-        cut = text.rfind(" ", start + 1, cut)
-    return cut if cut > start else last if last > start else stop
+def _cut(window: bytes) -> int:
+    """Length of the part at the beginning of a window that has one byte more than it may have."""
+    last = cut = window.rfind(b" ", 1)
+    while cut > 0 and window[max(0, cut - 4) : cut].decode(errors="ignore")[-1:].isspace():
+        cut = window.rfind(b" ", 1, cut)
+    if max(cut, last) > 0:
+        return cut if cut > 0 else last
+    cut = len(window) - 1
+    while window[cut] & 0xC0 == 0x80:  # inside a character
+        cut -= 1
+    return cut
 
 
 def _train(
@@ -232,7 +238,9 @@ def _train_unigram(config: TokenizerConfig, texts: Iterable[str], vocab_size: in
         vocab_size=vocab_size - len(SPECIAL_TOKENS), unk_token=UNKNOWN, show_progress=False
     )
     # Text without spaces is one sentence: its likelihood would vanish, and the memory with it.
-    sentences = (part for text in texts for part in parts(text, _SENTENCE_CHARACTERS))
+    sentences = (
+        part for text in texts for part in parts(memoryview(text.encode()), _SENTENCE_BYTES)
+    )
     tokenizer.train_from_iterator(sentences, trainer)
     learned = json.loads(tokenizer.to_str())["model"]["vocab"]
     tokenizer.model = models.Unigram(_settled(learned), unk_id=0, byte_fallback=False)
@@ -253,9 +261,10 @@ def _settled(learned: list[tuple[str, float]]) -> list[tuple[str, float]]:
     dropped: set[str] = set()
     for score, piece in characters:
         steps = (score - lowest) / _SCORE_STEP
-        if round(steps) > len(dropped) or abs(steps - round(steps)) > _SCORE_STEP:
+        if round(steps) > len(dropped):
             break
-        dropped.add(piece)
+        if abs(steps - round(steps)) < _SCORE_STEP:  # others come from the model, by chance near
+            dropped.add(piece)
     rounded = [
         (piece, round(lowest if piece in dropped else score, _SCORE_DIGITS))
         for piece, score in pieces
