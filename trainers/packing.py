@@ -80,9 +80,7 @@ def best_fit(ids: Ids, lengths: NDArray[np.int64], length: int, end: int) -> Pac
     )
 
 
-def _segments(
-    lengths: NDArray[np.int64], most: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _segments(lengths: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First token and number of tokens of each piece of at most `most`, in document order."""
     pieces = -(-lengths // most)
     document = np.repeat(np.arange(len(lengths)), pieces)

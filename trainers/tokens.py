@@ -91,9 +91,7 @@ def pack_shard(work: ShardWork) -> PackedShard:
         counts.frombytes(sizes.tobytes())
     lengths = np.zeros(owners[-1] + 1 if owners else 0, dtype=np.int64)
     np.add.at(lengths, np.frombuffer(owners, np.int64), np.frombuffer(counts, np.int64))
-    packed = _PACKINGS[work.packing](
-        np.frombuffer(ids, width), lengths, work.sequence_length, end
-    )
+    packed = _PACKINGS[work.packing](np.frombuffer(ids, width), lengths, work.sequence_length, end)
     file = f"{work.shard.stem}.bin"
     packed.sequences.tofile(work.directory / file)
     return PackedShard(
