@@ -142,8 +142,9 @@ class TokenizerConfig(Schema):
     sample_bytes: PositiveInt = 256 * 1024 * 1024
     """Text to train on at most: documents chosen by a hash, whatever the number of shards."""
 
-    vocab_size: Annotated[int, Field(ge=NUM_BYTE_TOKENS + len(SPECIAL_TOKENS))] | None = None
-    """Tokens to learn, the 256 bytes and the special tokens included."""
+    vocab_size: Annotated[int, Field(gt=len(SPECIAL_TOKENS) + 1)] | None = None
+    """Tokens to learn; the special tokens are included, and with `bpe` the 256 bytes, else every
+    character of the text."""
 
     lowercase: bool = False
     """Fold case before tokenising (only when trained here)."""
@@ -162,8 +163,14 @@ class TokenizerConfig(Schema):
             )
         if self.train and self.vocab_size is None:
             raise ValueError(f"train: {self.train} needs vocab_size, such as vocab_size: 8192")
+        least = NUM_BYTE_TOKENS + len(SPECIAL_TOKENS)
+        if self.train == "bpe" and self.vocab_size is not None and self.vocab_size < least:
+            raise ValueError(
+                f"vocab_size ({self.vocab_size}) must hold the 256 bytes and the special tokens; "
+                f"set at least {least}, or train: unigram or wordpiece"
+            )
         if self.from_ and (self.vocab_size is not None or self.lowercase or self.replace):
-            raise ValueError("vocab_size, lowercase and replace go with train: bpe, not with from")
+            raise ValueError("vocab_size, lowercase and replace go with train, not with from")
         return self
 
 

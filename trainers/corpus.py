@@ -5,10 +5,11 @@ at once: `clean_shard` reads the sources, `find_duplicates` compares the keys of
 documents, `keep_shard` writes what is left. No pass holds more than a shard's keys in memory.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ from trainers.cleaning import KEY_BYTES, Cleaner, HeldOut
 from trainers.config import CleaningConfig
 from trainers.errors import DataError
 from trainers.pieces import Shard
+
+logger = logging.getLogger(__name__)
 
 TRAIN, VALIDATION = "train", "validation"
 PARTS = (TRAIN, VALIDATION)
@@ -78,7 +81,7 @@ def clean_shard(work: CleanWork) -> CleanedShard:
     examples: list[str] = []
 
     def skip(message: str) -> None:
-        print(f"skipped: {message}")
+        logger.warning("skipped: %s", message)
         counts["malformed"] += 1
         if len(examples) < _MOST_EXAMPLES:
             examples.append(message)
@@ -271,7 +274,7 @@ class _TextWriter:
         self._texts: list[str] = []
         self._size = 0
 
-    def __enter__(self) -> "_TextWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

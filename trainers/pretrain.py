@@ -282,7 +282,7 @@ class _Session:
         )
 
     def _targets_per_sequence(self) -> float | None:
-        """What losses of a micro-batch are divided by where its sequences predict unequally many."""
+        """What losses are divided by where sequences predict different numbers of tokens."""
         if self._config.packing == "concat":
             return None
         if self._masking is None:

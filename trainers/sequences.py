@@ -31,8 +31,8 @@ class TokenSequences:
         tokenizer: SHA-256 of the tokenizer's file.
         sizes: sequences of each source of the corpus.
         block: mean sequences of a shard, rounded up.
-        targets_per_sequence: mean number of tokens in a sequence that the causal objective predicts.
-        text_tokens_per_sequence: mean number of tokens in a sequence that are no end tokens.
+        targets_per_sequence: mean number of tokens that the causal objective predicts.
+        text_tokens_per_sequence: mean number of tokens that are no end tokens.
     """
 
     def __init__(

@@ -164,13 +164,15 @@ def pack_tokens(context: StageContext) -> Facts:
     )
     for shard in packed:
         shards.place(shard, shard.result.file, shard.result.file)
-    return tokens.write_index(
+    results = [shard.result for shard in packed]
+    tokens.write_index(
         context.output,
-        [shard.result for shard in packed],
+        results,
         sequence_length=spec.sequence_length,
         packing=spec.packing,
         tokenizer=context.input("tokenizer"),
     )
+    return tokens.facts(results)
 
 
 def run_pretraining(context: StageContext) -> Facts:
