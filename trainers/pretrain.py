@@ -283,11 +283,12 @@ class _Session:
 
     def _targets_per_sequence(self) -> float | None:
         """What losses are divided by where sequences predict different numbers of tokens."""
-        if self._config.packing == "concat":
+        sequences, masking = self._sequences, self._masking
+        if sequences.packing == "concat":
             return None
-        if self._masking is None:
-            return self._sequences.targets_per_sequence
-        return self._masking.probability * self._sequences.text_tokens_per_sequence
+        if masking is None:
+            return sequences.targets_per_sequence
+        return masking.probability * sequences.text_tokens_per_sequence
 
     def _evaluate(self) -> dict[str, float]:
         """Loss on held-out sequences, the first few where there are many; each rank takes a part.

@@ -79,9 +79,9 @@ class TokenSequences:
         np.add.at(sizes, sources, self._counts)
         self.sizes: list[int] = sizes.tolist()
         self.block = -(-len(self) // max(1, len(shards))) or 1
-        self.targets_per_sequence = sum(s["targets"] for s in shards) / (len(self) or 1)
+        self.targets_per_sequence: float = sum(s["targets"] for s in shards) / (len(self) or 1)
         text_tokens = sum(s["tokens"] - s["documents"] for s in shards)
-        self.text_tokens_per_sequence = text_tokens / (len(self) or 1)
+        self.text_tokens_per_sequence: float = text_tokens / (len(self) or 1)
         self._open_file = open_file
         self._keep = keep
         self._open: OrderedDict[int, _Rows] = OrderedDict()

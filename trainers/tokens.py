@@ -113,21 +113,21 @@ def write_index(
     shards: Sequence[PackedShard],
     *,
     sequence_length: int,
+    vocab_size: int,
     packing: Packing,
-    tokenizer: Path,
-) -> None:
-    """Describe the packed shards; `tokenizer` is the folder of the one they belong to.
+    end_token: int,
+    tokenizer: str,
+) -> dict[str, Any]:
+    """Describe the packed shards; `tokenizer` is the digest of the one they belong to.
 
     Raises:
         DataError: a shard was packed with another tokenizer, or there is no full training sequence.
     """
-    own, (plain_tokenizer, end) = digest(tokenizer), plain(tokenizer)
-    vocab_size = plain_tokenizer.get_vocab_size()
     for shard in shards:
-        if shard.tokenizer != own:
+        if shard.tokenizer != tokenizer:
             raise DataError(
                 f"{shard.file} was packed with tokenizer {shard.tokenizer[:12]}, but the corpus' "
-                f"is {own[:12]}: their ids mean different things; pack the corpus anew"
+                f"is {tokenizer[:12]}: their ids mean different things; pack the corpus anew"
             )
     if not any(s.sequences for s in shards if s.file.startswith(corpus.TRAIN)):
         raise DataError(
@@ -140,11 +140,12 @@ def write_index(
         "vocab_size": vocab_size,
         "dtype": np.dtype(_width(vocab_size)).name,
         "packing": packing,
-        "end_token": end,
-        "tokenizer": own,
+        "end_token": end_token,
+        "tokenizer": tokenizer,
         "shards": [_entry(shard) for shard in shards],
     }
     (directory / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    return index
 
 
 def facts(shards: Sequence[PackedShard]) -> dict[str, Any]:

@@ -165,12 +165,15 @@ def pack_tokens(context: StageContext) -> Facts:
     for shard in packed:
         shards.place(shard, shard.result.file, shard.result.file)
     results = [shard.result for shard in packed]
+    plain, end_token = tokenizer.plain(context.input("tokenizer"))
     tokens.write_index(
         context.output,
         results,
         sequence_length=spec.sequence_length,
+        vocab_size=plain.get_vocab_size(),
         packing=spec.packing,
-        tokenizer=context.input("tokenizer"),
+        end_token=end_token,
+        tokenizer=tokenizer.digest(context.input("tokenizer")),
     )
     return tokens.facts(results)
 

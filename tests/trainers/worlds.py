@@ -7,16 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 from conftest import WORDS
 
-from trainers import corpus, pretrain, tokenizer, tokens
-from trainers.config import (
-    CorpusConfig,
-    ModelConfig,
-    PretrainConfig,
-    SourceConfig,
-    TokenizerConfig,
-)
+from trainers import pretrain, tokenizer, tokens
+from trainers.config import ModelConfig, Packing, PretrainConfig, TokenizerConfig
 from trainers.pretrain import PretrainExecution, PretrainWork
 from trainers.tokens import ShardWork
 
@@ -47,29 +43,45 @@ class Reports:
             raise KilledError
 
 
-def prepare(folder: Path) -> PretrainWork:
+def pack(folder: Path, packing: Packing) -> Path:
+    """The folder of tokens of the corpus in `folder`."""
+    target = folder / f"tokens-{packing}"
+    target.mkdir()
+    packed = [
+        tokens.pack_shard(ShardWork(shard, folder / "tokenizer", target, LENGTH, packing, source=0))
+        for shard in sorted((folder / "corpus").iterdir())
+    ]
+    _, end_token = tokenizer.plain(folder / "tokenizer")
+    tokens.write_index(
+        target,
+        packed,
+        sequence_length=LENGTH,
+        vocab_size=300,
+        packing=packing,
+        end_token=end_token,
+        tokenizer=tokenizer.digest(folder / "tokenizer"),
+    )
+    return target
+
+
+def prepare(folder: Path, packing: Packing = "concat") -> PretrainWork:
     """Corpus, tokenizer and tokens of a few thousand words."""
     lines = [" ".join(WORDS[start : start + 12]) for start in range(0, 6000, 12)]
-    (folder / "texts.txt").write_text("\n".join(lines), encoding="utf-8")
-    for name in ("corpus", "tokenizer", "tokens"):
+    for name in ("corpus", "tokenizer"):
         (folder / name).mkdir(parents=True)
-    source = SourceConfig(path="texts.txt", format="lines")
-    config = CorpusConfig(sources=[source], validation_fraction=0.1)
-    corpus.build(config, [[folder / "texts.txt"]], [], folder / "corpus")
+    parts = {"train": lines[len(lines) // 10 :], "validation": lines[: len(lines) // 10]}
+    for part, texts in parts.items():
+        shard = folder / "corpus" / f"{part}-00000.parquet"
+        pyarrow.parquet.write_table(pa.table({"text": texts}), shard)
     bpe = TokenizerConfig(train="bpe", vocab_size=300)
     tokenizer.build(bpe, folder, lines, LENGTH).save_pretrained(str(folder / "tokenizer"))
-    packed = [
-        tokens.pack_shard(ShardWork(shard, folder / "tokenizer", folder / "tokens", LENGTH))
-        for part in ("train", "validation")
-        for shard in corpus.shards(folder / "corpus", part)
-    ]
-    tokens.write_index(folder / "tokens", packed, sequence_length=LENGTH, vocab_size=300)
     return PretrainWork(
         model=ModelConfig(architecture="llama", config=LLAMA),
-        pretrain=pretrain_config(),
+        pretrain=pretrain_config(packing=packing),
         base=folder,
         tokenizer=folder / "tokenizer",
-        tokens=folder / "tokens",
+        tokens=pack(folder, packing).joinpath,
+        weights=(1.0,),
         output=folder / "output",
         checkpoints=folder / "checkpoints",
         earlier_checkpoints=(),
