@@ -2,6 +2,7 @@ import json
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_json_lines_are_read_once_wherever_a_file_is_cut(
     path.write_bytes(f"\n{gap}".join(["", *rows]).encode("utf-8", "surrogatepass"))
     source = SourceConfig(path="a.jsonl")  # type: ignore[call-arg]
     edges = [0, *sorted(borders), END]
-    spans = [Span(str(path), *edge) for edge in zip(edges, edges[1:], strict=False)]
+    spans = [Span(str(path), *edge) for edge in pairwise(edges)]
     expected = [stripped for text in texts if (stripped := text.strip())]
     found = read_all([Shard(source, 0, (span,)) for span in spans], [])
     assert found == expected
