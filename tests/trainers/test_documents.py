@@ -1,7 +1,9 @@
 import csv
 import gzip
 import json
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -286,8 +288,12 @@ BYTES_THAT_ARE_NO_TEXT = b"caf\xe9"
 def test_only_the_line_that_is_no_text_is_lost(tmp_path: Path, format_: str, suffix: str) -> None:
     content = b"one\n\n" + BYTES_THAT_ARE_NO_TEXT + b"\ntwo\n\nthree"
     path = tmp_path / f"a.txt{suffix}"
-    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
-    path.write_bytes(compress(content))
+    compress: dict[str, Any] = {
+        "": bytes,
+        ".gz": gzip.compress,
+        ".zst": zstandard.compress,
+    }
+    path.write_bytes(compress[suffix](content))
     told: list[str] = []
     assert read(path, told, format=format_) == ["one", "two", "three"]
     (message,) = told
@@ -482,5 +488,5 @@ def test_parts_are_the_text_cut_before_spaces(text: str, limit: int) -> None:
     found = list(documents.parts(text, limit))
     assert "".join(found) == text
     assert all(1 <= len(part) <= limit for part in found)
-    for part, following in zip(found, found[1:], strict=False):
+    for part, following in pairwise(found):
         assert following.startswith(" ") or (len(part) == limit and " " not in part[1:])

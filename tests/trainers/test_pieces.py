@@ -2,6 +2,7 @@ import json
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from trainers import documents, pieces
 from trainers.config import SourceConfig
 from trainers.errors import DataError
+from trainers.files import Lines
 from trainers.pieces import END, Shard, Span
 
 LINE_ENDS = st.sampled_from(["\n", "\r\n", "\n\n", "\n \t\n", "\r\n\r\n", "\n\u3000\n"])
@@ -80,7 +82,7 @@ def test_json_lines_are_read_once_wherever_a_file_is_cut(
     path.write_bytes(f"\n{gap}".join(["", *rows]).encode("utf-8", "surrogatepass"))
     source = SourceConfig(path="a.jsonl")  # type: ignore[call-arg]
     edges = [0, *sorted(borders), END]
-    spans = [Span(str(path), *edge) for edge in zip(edges, edges[1:], strict=False)]
+    spans = [Span(str(path), *edge) for edge in pairwise(edges)]
     expected = [stripped for text in texts if (stripped := text.strip())]
     found = read_all([Shard(source, 0, (span,)) for span in spans], [])
     assert found == expected
@@ -212,11 +214,15 @@ def test_folder_of_plain_files_is_streamed_shard_by_shard(tmp_path: Path) -> Non
 
 
 READ_IN_SHARDS = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from trainers import documents, pieces
 from trainers.config import SourceConfig
 source = SourceConfig(path="x", format=sys.argv[2])
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not getrusage: a new process inherits its parent's maximum there.
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024
 before = peak()
 shards = pieces.cut(source, 0, [sys.argv[1]], 16 << 20)
 print(len(shards), sum(1 for shard in shards for _ in documents.read(shard)), peak() - before)
@@ -248,3 +254,11 @@ def test_memory_stays_flat_over_a_file_of_100_megabytes(tmp_path: Path, source_f
     shards, documents_read, growth_bytes = map(int, answer.stdout.split())
     assert (shards, documents_read) == (6 if source_format == "jsonl" else 1, count)
     assert growth_bytes < 60e6
+
+
+def test_a_span_without_a_beginning_is_not_read_beyond_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one paragraph\n" * 1000)
+    lines = Lines(str(path), "utf-8", pytest.fail, 1000)
+    assert list(documents._paragraphs(lines, 1000, 2000)) == []
+    assert 2000 <= lines.position < 2020
