@@ -64,12 +64,13 @@ def test_concat_is_the_documents_joined_and_cut(given_documents: Documents, leng
 @given(documents, lengths)
 def test_concat_counts_the_documents_it_cuts(given_documents: Documents, length: int) -> None:
     numbered = [
-        number for number, document in enumerate(given_documents) for _ in [*document, None]
+        (number, is_end)
+        for number, document in enumerate(given_documents)
+        for is_end in [*[False] * len(document), True]
     ]
-    is_end = [False if token else True for d in given_documents for token in [*[1] * len(d), 0]]
     places: dict[int, set[int]] = {}
-    for position, (number, end) in enumerate(zip(numbered, is_end, strict=True)):
-        if not end:
+    for position, (number, is_end) in enumerate(numbered):
+        if not is_end:
             places.setdefault(number, set()).add(position // length)
     cut = sum(len(found) > 1 for found in places.values())
     assert concat(given_documents, length).split_documents == cut
