@@ -29,6 +29,7 @@ from workflows import final
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
+from workflows.outside import pinned
 from workflows.pipeline import (
     CorpusSpec,
     PretrainSpec,
@@ -121,8 +122,9 @@ def _source_shards(context: StageContext) -> Iterator[tuple[Shard, Path | None]]
     spec = context.spec(CorpusSpec)
     for number, source in enumerate(spec.corpus.sources):
         made = context.input(key) if (key := f"source{number}") in spec.made else None
-        files = documents.expand(source.path, made or context.run.base, source.format)
-        for shard in pieces.cut(source, number, files, spec.corpus.shard_bytes):
+        found = documents.expand(source.path, made or context.run.base, source.format)
+        seen = pinned(source, context.step.outside)
+        for shard in pieces.cut(seen, number, found, spec.corpus.shard_bytes):
             yield shard.relative_to(made) if made else shard, made
 
 

@@ -198,7 +198,7 @@ def test_nodes_that_share_nothing_but_an_object_store_train_together(
     data["cluster"]["address"] = ADDRESS
     data["pretrain"]["tokens"] = 300 * 256
     data["pretrain"]["checkpoint"] = {"every_steps": 20}
-    data["corpus"]["shard_documents"] = 50
+    data["corpus"]["shard_bytes"] = 8 * 1024
     del data["tasks"]["places"]
     pipeline = write_pipeline(tmp_path, data)
 

@@ -27,6 +27,7 @@ PLUMBING = {
     "workflows.config": "counted by its values, in the step's spec",
     "workflows.execution": "what every stage is given",
     "workflows.models": "where models are kept",
+    "workflows.outside": "counted by what it found, the step's outside data",
     "workflows.pipeline": "counted by its values, in the step's spec",
     "workflows.shards": "where shards are computed and kept",
 }
