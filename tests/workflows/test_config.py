@@ -52,7 +52,7 @@ def test_a_configuration_survives_being_written_and_read(
         ("tasks.tone.max_length", 128, "longer than the model's 64 positions"),
         ("tasks.tone.metric", "entity_f1", "does not go with type 'classification'"),
         ("tasks.tone.data.split.test", 0.9, "leave no rows"),
-        ("tokenizer.vocab_size", 100, "greater than or equal to 259"),
+        ("tokenizer.vocab_size", 100, "set at least 259"),
         ("tokenizer.from", "somewhere", "not both"),
         ("corpus.held_out", ["ton"], "did you mean 'tone'?"),
         ("cluster.pretrain.workers", 3, "cannot be shared evenly by 3 workers"),
