@@ -8,6 +8,7 @@ the run fails unless exactly those are found. Prints the table and writes
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -46,7 +47,9 @@ class Planted:
 
 @dataclass
 class Memory:
-    """Most memory of any one worker of Ray, sampled from outside."""
+    """Most memory of any one worker that computes shards, sampled from outside."""
+
+    step: str
 
     private_bytes: int = 0
     """Pages that no other process shares."""
@@ -57,13 +60,15 @@ class Memory:
     def watch(self, process: psutil.Process) -> None:
         """Look at all descendants until told to stop."""
         while not self.stopped.wait(SAMPLE_EVERY_S):
-            for child in process.children(recursive=True):
-                try:
-                    if not " ".join(child.cmdline()).startswith("ray::"):
-                        continue
-                    found = child.memory_full_info()
-                except psutil.Error:
-                    continue
+            with contextlib.suppress(psutil.Error):  # one that ended meanwhile
+                for child in process.children(recursive=True):
+                    self._look_at(child)
+
+    def _look_at(self, child: psutil.Process) -> None:
+        with contextlib.suppress(psutil.Error):
+            # The step's own process waits for them, with torch and all; its name has no phase.
+            if " ".join(child.cmdline()).startswith(f"ray::{self.step}."):
+                found = child.memory_full_info()
                 self.samples += 1
                 self.private_bytes = max(self.private_bytes, found.uss)
                 self.resident_bytes = max(self.resident_bytes, found.rss)
@@ -157,7 +162,7 @@ def run(folder: Path, step: str) -> Measured:
     started = time.monotonic()
     with (folder / f"{step}.log").open("w") as log:
         process = subprocess.Popen([*command, "--only", step], cwd=folder, stdout=log, stderr=log)
-        memory = Memory()
+        memory = Memory(step)
         watcher = threading.Thread(target=memory.watch, args=(psutil.Process(process.pid),))
         watcher.start()
         status = process.wait()
@@ -220,7 +225,7 @@ def table(command: str, planted: Planted, measured: list[Measured], folder: Path
         f"{planted.bytes / 1e9:.2f} GB of JSON lines, {planted.documents:,} documents.",
         found,
         "",
-        "| step | seconds | most private memory of a worker | most resident memory |",
+        "| step | seconds | most private memory of a shard's worker | most resident memory |",
         "|---|---|---|---|",
         *(row_of(one) for one in measured),
         "",
@@ -236,7 +241,7 @@ def table(command: str, planted: Planted, measured: list[Measured], folder: Path
 def row_of(one: Measured) -> str:
     """A step's time and memory."""
     sizes = (one.memory.private_bytes, one.memory.resident_bytes)
-    memory = " | ".join(f"{size / MB:.0f} MB" for size in sizes)
+    memory = " | ".join(f"{size / MB:.0f} MB" if size else "no shards" for size in sizes)
     return f"| {one.step} | {one.record['elapsed_s']:.0f} | {memory} |"
 
 

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import failures, gang, trials
+from cluster import failures
 from cluster.config import ClusterConfig, GangConfig, RetryConfig, WorkerConfig
 from cluster.failures import GiveUp, Retry
 from cluster.interface import (
@@ -79,7 +79,7 @@ class RayCluster:
     ) -> Pending:
         """Start `function(*args)` in a process of its own."""
         cpus, gpus = (worker.cpus, worker.gpus) if worker else (0, 0)
-        run = _run.options(num_cpus=cpus, num_gpus=gpus)
+        run = _run.options(num_cpus=cpus, num_gpus=gpus, name=log.stem)
         return RayPending(run.remote(function, args, log))
 
     def on_every_node(self, function: Callable[..., Any], *args: Any) -> dict[str, Outcome]:
@@ -112,7 +112,8 @@ class RayCluster:
         self, function: Callable[[Any], Any], items: Sequence[Any], worker: WorkerConfig, log: Path
     ) -> list[Any]:
         """One Ray task per item; a lost one is started again alone."""
-        run = _run.options(num_cpus=worker.cpus, num_gpus=worker.gpus, max_retries=0)
+        # By its name a worker is told apart from others, in the list of processes too.
+        run = _run.options(num_cpus=worker.cpus, num_gpus=worker.gpus, name=log.stem)
 
         def start(index: int) -> RayPending:
             item_log = log.with_suffix(f".{index}.log")
@@ -140,6 +141,8 @@ class RayCluster:
         on_report: Callable[[Metrics], None],
     ) -> None:
         """Ray Train around `function`; see `cluster.interface.Cluster.run_gang`."""
+        from cluster import gang  # imports torch, which workers of a map have no use for
+
         attempt = 1
         while True:
             try:
@@ -168,6 +171,8 @@ class RayCluster:
         on_result: Callable[[str, Metrics], None],
     ) -> list[TrialResult]:
         """Ray Tune around `trial`; see `cluster.interface.Cluster.run_trials`."""
+        from cluster import trials  # imports much, as above
+
         return trials.run(
             trial,
             shared,

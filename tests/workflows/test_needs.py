@@ -32,7 +32,9 @@ PRETRAIN: dict[str, Any] = {
 
 def pretrain_spec(model: dict[str, Any] | None = None, **changes: Any) -> PretrainSpec:
     network = model or {"architecture": "llama", "config": CONFIG}
-    return PretrainSpec.model_validate({"model": network, "pretrain": PRETRAIN | changes, "weights": [1.0]})
+    return PretrainSpec.model_validate(
+        {"model": network, "pretrain": PRETRAIN | changes, "weights": [1.0]}
+    )
 
 
 def cluster(**sections: Any) -> ClusterConfig:
