@@ -30,6 +30,9 @@ PARTS = (TRAIN, VALIDATION)
 KEYS_AT_ONCE = 1 << 20
 """Keys that `find_duplicates` compares in memory."""
 
+# Arrow's own allocator keeps what it has freed: a worker would grow by half.
+pa.set_memory_pool(pa.system_memory_pool())
+
 _TEXTS, _KEYS, _DUPLICATES = "texts.parquet", "keys.npy", "duplicates.npy"
 _SCHEMA = pa.schema([("text", pa.string())])
 _SOURCE = b"pretune.source"
