@@ -22,6 +22,8 @@ class Packed:
     tokens: int
     """Of the documents, with the end token each document or segment has; before anything is
     dropped or filled: `sequences.size` is this, less `dropped_tokens`, and `padding`."""
+    end_tokens: int
+    """Of these, those of documents or segments."""
     padding: int
     dropped_tokens: int
     """Of the last, incomplete sequence."""
@@ -44,6 +46,7 @@ def concat(ids: Ids, lengths: NDArray[np.int64], length: int, end: int) -> Packe
     return Packed(
         sequences=stream[:used].reshape(count, length),
         tokens=len(stream),
+        end_tokens=len(lengths),
         padding=0,
         dropped_tokens=len(stream) - used,
         split_documents=int(np.count_nonzero((lengths > 0) & (first // length < last // length))),
@@ -72,6 +75,7 @@ def best_fit(ids: Ids, lengths: NDArray[np.int64], length: int, end: int) -> Pac
     return Packed(
         sequences=sequences,
         tokens=tokens,
+        end_tokens=len(sizes),
         padding=padding,
         dropped_tokens=0,
         split_documents=int(np.count_nonzero(lengths > length - 1)),

@@ -288,7 +288,8 @@ class _Session:
             return None
         if masking is None:
             return sequences.targets_per_sequence
-        return masking.probability * sequences.text_tokens_per_sequence
+        # Almost all sequences have almost as many tokens; any constant is fair to all of them.
+        return max(1.0, round(masking.probability * sequences.text_tokens_per_sequence))
 
     def _evaluate(self) -> dict[str, float]:
         """Loss on held-out sequences, the first few where there are many; each rank takes a part.

@@ -80,7 +80,7 @@ class TokenSequences:
         self.sizes: list[int] = sizes.tolist()
         self.block = -(-len(self) // max(1, len(shards))) or 1
         self.targets_per_sequence: float = sum(s["targets"] for s in shards) / (len(self) or 1)
-        text_tokens = sum(s["tokens"] - s["documents"] for s in shards)
+        text_tokens = sum(s["tokens"] - s["end_tokens"] for s in shards)
         self.text_tokens_per_sequence: float = text_tokens / (len(self) or 1)
         self._open_file = open_file
         self._keep = keep

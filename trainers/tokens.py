@@ -40,6 +40,8 @@ class PackedShard:
     documents: int
     tokens: int
     """With the end tokens that packing adds, before anything is dropped or filled."""
+    end_tokens: int
+    """Of these, the end tokens."""
     padding: int
     dropped_tokens: int
     """Of the last, incomplete sequence."""
@@ -99,6 +101,7 @@ def pack_shard(work: ShardWork) -> PackedShard:
         sequences=len(packed.sequences),
         documents=len(lengths),
         tokens=packed.tokens,
+        end_tokens=packed.end_tokens,
         padding=packed.padding,
         dropped_tokens=packed.dropped_tokens,
         split_documents=packed.split_documents,

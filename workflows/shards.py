@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from trainers import manifest
 from workflows.artifacts import WORK
 from workflows.execution import StageContext
 from workflows.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 _SHARDS = "shards"
 
@@ -143,7 +146,9 @@ class _Recorded:
 
     def __call__(self, job: tuple[int, Any]) -> Any:
         number, item = job
+        logger.info("shard %d begins", number)
         result, files = self.function(item)
         record = {"result": dataclasses.asdict(result), "files": files}
         self.storage.write(f"{self.folder}/{number:06d}.json", json.dumps(record).encode())
+        logger.info("shard %d is done: %s", number, result)
         return result

@@ -57,6 +57,7 @@ def test_concat_is_the_documents_joined_and_cut(given_documents: Documents, leng
     assert packed.sequences.reshape(-1).tolist() == stream[:whole]
     assert packed.sequences.shape == (whole // length, length)
     assert packed.tokens == len(stream)
+    assert packed.end_tokens == stream.count(END)
     assert packed.dropped_tokens == len(stream) - whole
     assert packed.targets == len(packed.sequences) * (length - 1)
 
@@ -91,6 +92,7 @@ def test_best_fit_keeps_every_document_and_cuts_only_the_long(
     assert sorted(found) == sorted(expected)
     assert packed.split_documents == sum(len(document) > most for document in given_documents)
     assert packed.tokens == sum(map(len, expected)) + len(expected)
+    assert packed.end_tokens == len(expected)
 
 
 @given(st.lists(st.integers(1, 40), max_size=20), lengths)

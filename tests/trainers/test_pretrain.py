@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from worlds import LENGTH, KilledError, Reports, moved, prepare, run
 
 from trainers import checkpoint
 from trainers.config import ModelConfig
+from trainers.errors import DataError
 from trainers.pretrain import DivergedError, PretrainWork
 
 FEW_TOKENS = 4 * 8 * LENGTH
@@ -142,6 +145,65 @@ def test_micro_batches_change_no_result(work: PretrainWork, tmp_path: Path) -> N
     whole = run(one, Reports(), micro_batch_size=8)
     parts = run(other, Reports(), micro_batch_size=4)
     assert whole.losses == pytest.approx(parts.losses, abs=1e-5)
+
+
+def test_packed_documents_are_learnt_from_apart(tmp_path: Path) -> None:
+    work = prepare(tmp_path / "world", "best_fit")
+    settings = {"packing": "best_fit"}
+    whole = run(moved(work, tmp_path / "a", **settings), Reports(), micro_batch_size=8)
+    parts = run(moved(work, tmp_path / "b", **settings), Reports(), micro_batch_size=1)
+    assert whole.losses[20] < whole.losses[1] - 0.3
+    assert whole.losses == pytest.approx(parts.losses, abs=1e-4)
+    history = facts(tmp_path / "a" / "output")["history"]
+    evaluated = [point["validation_loss"] for point in history if "validation_loss" in point]
+    assert evaluated[-1] < evaluated[0]
+    # What is reported is the mean over predicted tokens: none of them is easier than a guess.
+    assert whole.losses[1] == pytest.approx(np.log(300), abs=0.3)
+    assert evaluated[0] == pytest.approx(np.log(300), abs=0.5)
+
+
+def test_packed_documents_of_the_masked_objective_are_learnt_from_apart(tmp_path: Path) -> None:
+    work = replace(prepare(tmp_path / "world", "best_fit"), model=BERT)
+    reports = run(moved(work, tmp_path / "a", packing="best_fit"), Reports())
+    assert reports.losses[1] == pytest.approx(np.log(300), abs=0.5)
+    assert reports.losses[20] < reports.losses[1] - 0.2
+
+
+def test_family_that_lets_documents_attend_to_others_is_refused(tmp_path: Path) -> None:
+    config = {"hidden_size": 32, "n_layer": 1, "n_head": 2}
+    bloom = ModelConfig(architecture="bloom", config=config)
+    work = replace(prepare(tmp_path / "world", "best_fit"), model=bloom)
+    with pytest.raises(DataError, match=r"bloom .* set pretrain\.packing: concat"):
+        run(moved(work, tmp_path / "a", packing="best_fit"), Reports())
+
+
+def test_tokens_of_another_tokenizer_are_refused(work: PretrainWork, tmp_path: Path) -> None:
+    other = tmp_path / "tokenizer"
+    shutil.copytree(work.tokenizer, other)
+    with (other / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(DataError, match=r"made by another tokenizer .* --force tokens"):
+        run(replace(moved(work, tmp_path), tokenizer=other), Reports())
+
+
+def test_weights_of_sources_change_what_is_read(work: PretrainWork, tmp_path: Path) -> None:
+    found = []
+    for weight in (1.0, 0.5):
+        config = moved(work, tmp_path / str(weight), tokens=FEW_TOKENS)
+        run(replace(config, weights=(weight,)), Reports())
+        found.append(facts(config.output)["samples_digest"])
+    assert found[0] != found[1]
+
+
+def test_waiting_for_data_is_told(work: PretrainWork, tmp_path: Path) -> None:
+    def slow(file: str) -> Path:
+        time.sleep(0.3)
+        return work.tokens(file)
+
+    config = moved(work, tmp_path, tokens=FEW_TOKENS)
+    run(replace(config, tokens=slow), Reports())
+    told = facts(config.output)
+    assert 0.2 < told["data_wait_s"] <= told["training_s"]
 
 
 def test_loss_that_is_no_number_ends_the_training_with_a_way_out(

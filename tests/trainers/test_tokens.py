@@ -33,6 +33,7 @@ SHARD = PackedShard(
     sequences=1,
     documents=1,
     tokens=16,
+    end_tokens=1,
     padding=0,
     dropped_tokens=0,
     split_documents=0,

@@ -33,7 +33,7 @@ def write(
                 "file": file,
                 "source": source,
                 "sequences": count,
-                "documents": count,
+                "end_tokens": count,
                 "tokens": count * length,
                 "targets": count * (length - 1),
             }
