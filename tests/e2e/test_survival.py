@@ -124,6 +124,11 @@ def assert_each_step_was_committed_once_and_not_run_after(
 def test_whole_pipeline_runs_on_an_object_store(tmp_path: Path, remote: Storage) -> None:
     data = tiny_pipeline(tmp_path)
     data["storage"] = remote.root
+    lines = (tmp_path / "corpus.txt").read_text(encoding="utf-8").splitlines()
+    remote.write("corpus/half.txt", "\n".join(lines[200:]).encode())
+    (tmp_path / "corpus.txt").write_text("\n".join(lines[:200]), encoding="utf-8")
+    data["corpus"]["sources"].append({"path": f"{remote.root}/corpus/*.txt", "weight": 0.5})
+    data["pretrain"] |= {"packing": "best_fit", "shuffle_shards": 1}
     pipeline = write_pipeline(tmp_path, data)
     answer = pretune("run", pipeline, "--json", folder=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr

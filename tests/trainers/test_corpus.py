@@ -1,4 +1,6 @@
+import gzip
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -215,3 +217,47 @@ def test_shard_made_elsewhere_is_read_as_the_first_source(tmp_path: Path) -> Non
 def test_results_of_shards_survive_as_plain_values() -> None:
     found = CleanedShard(kept=3, examples=["x"])
     assert CleanedShard(**json.loads(json.dumps(asdict(found)))) == found
+
+
+LARGE = 50_000_000
+
+
+def write_malformed(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    """A source of every kind of damage by its name, and what is to be said of it."""
+    good = "\n".join(json.dumps({"text": f"document {number}"}) for number in range(1000))
+    (folder / "line.jsonl").write_text(f'{good}\n{{"text": "cut off\n{good}')
+    (folder / "empty.txt").write_text("")
+    latin = [f"ligne {number}" for number in range(500)]
+    latin[321] = "caf\xe9"
+    (folder / "encoding.txt").write_bytes("\n".join(latin).encode("latin-1"))
+    packed = gzip.compress("\n".join(f"packed {number}" for number in range(9000)).encode())
+    (folder / "cut.txt.gz").write_bytes(packed[: len(packed) // 2])
+    table = pa.table({"text": [f"row {number}" for number in range(100)]})
+    pyarrow.parquet.write_table(table, folder / "cut.parquet")
+    (folder / "cut.parquet").write_bytes((folder / "cut.parquet").read_bytes()[:-20])
+    return {
+        "line.jsonl": ({}, r"line\.jsonl, line 1001: not JSON"),
+        "empty.txt": ({}, r"empty\.txt: there is no text in it"),
+        "encoding.txt": ({}, r"encoding\.txt, line 322: not utf-8; .* encoding: latin-1"),
+        "cut.txt.gz": ({"format": "lines"}, r"cut\.txt\.gz: cannot be read after line \d+"),
+        "cut.parquet": ({}, r"cut\.parquet: not a readable Parquet file"),
+    }
+
+
+def test_everything_malformed_is_named_and_refused_or_skipped_and_counted(tmp_path: Path) -> None:
+    large = " ".join(f"word{number % 1000}" for number in range(LARGE // 8))
+    sources = [write(tmp_path, ["small", large], "large.jsonl")]
+    malformed = write_malformed(tmp_path)
+    for name, (settings_, message) in malformed.items():
+        sources.append({"path": name, **settings_})
+        with pytest.raises(DataError, match=message):
+            Built(tmp_path, [], sources=[sources[-1]], shard_bytes=4096)
+    built = Built(tmp_path, [], sources=sources, shard_bytes=LARGE // 4, malformed="skip")
+    facts = built.facts
+    assert facts["malformed"] == len(malformed)
+    for example, (_, message) in zip(facts["malformed_examples"], malformed.values(), strict=True):
+        assert re.search(message, example)
+    texts = built.texts()
+    assert texts[:2] == ["small", large]
+    assert {"document 999", "ligne 320", "ligne 322", "packed 0"} <= set(texts)
+    assert facts["duplicates"] == 1000

@@ -1,0 +1,129 @@
+"""Shards of a corpus on a real Ray: what a dead worker or driver costs."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import WORDS, tiny_pipeline, write_pipeline
+from processes import PRETUNE, pretune, wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SHARDS = 12
+DOCUMENTS = 12_000
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> dict[str, Any]:
+    """Twelve shards, each of which takes long enough to be caught at work."""
+    data = tiny_pipeline(tmp_path)
+    path = tmp_path / "corpus.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(DOCUMENTS):
+            start = number * 7 % (len(WORDS) - 400)
+            text = f"{number} {' '.join(WORDS[start : start + 300])}"
+            file.write(json.dumps({"text": text}) + "\n")
+    data["corpus"] |= {
+        "sources": [{"path": path.name}],
+        "shard_bytes": path.stat().st_size // SHARDS,
+    }
+    return data
+
+
+def run_corpus(folder: Path) -> dict[str, Any]:
+    """Compute the corpus and return the step's status."""
+    steps = ("--only", "tone.data", "--only", "corpus")
+    answer = pretune("run", "pipeline.yaml", *steps, "--json", folder=folder)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return status(folder)
+
+
+def status(folder: Path) -> dict[str, Any]:
+    told = pretune("status", "--storage", "storage", "--json", folder=folder)
+    found: dict[str, Any] = json.loads(told.stdout)["steps"]["corpus"]
+    return found
+
+
+def workers(phase: str) -> list[psutil.Process]:
+    """Processes at work on a shard."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[:1] == [f"ray::corpus.{phase}"]:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def told(folder: Path, phase: str, word: str) -> Counter[int]:
+    """How often each shard of a phase has logged something, over all runs."""
+    pattern = re.compile(rf"shard (\d+) {word}")
+    return Counter(
+        int(number)
+        for log in folder.glob(f"storage/runs/*/logs/corpus.{phase}.*.log")
+        for number in pattern.findall(log.read_text())
+    )
+
+
+def digests(folder: Path) -> dict[str, Any]:
+    (record,) = [
+        entry
+        for path in folder.glob("storage/ledger/corpus/*.json")
+        if "files" in (entry := json.loads(path.read_text()))
+    ]
+    return dict(record["files"])
+
+
+def test_worker_that_is_killed_costs_its_shard_alone(
+    pipeline: dict[str, Any], tmp_path: Path
+) -> None:
+    write_pipeline(tmp_path, pipeline)
+    steps = ("--only", "tone.data", "--only", "corpus")
+    run = subprocess.Popen(
+        [PRETUNE, "run", "pipeline.yaml", *steps], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    # In the middle of the pass: some shards are done.
+    wait_for(lambda: told(tmp_path, "clean", "is done").total() >= 2 and bool(workers("clean")))
+    workers("clean")[0].kill()
+    assert run.wait(timeout=240) == 0
+    begun, done = (told(tmp_path, "clean", word) for word in ("begins", "is done"))
+    assert set(done) == set(range(SHARDS))
+    assert begun.total() == SHARDS + 1
+    assert done.total() == SHARDS
+    found = status(tmp_path)
+    assert found["train"] + found["validation"] == DOCUMENTS
+
+
+def test_shards_that_a_killed_run_has_done_are_not_done_again(
+    pipeline: dict[str, Any], tmp_path: Path
+) -> None:
+    write_pipeline(tmp_path, pipeline)
+    steps = ("--only", "tone.data", "--only", "corpus")
+    run = subprocess.Popen(
+        [PRETUNE, "run", "pipeline.yaml", *steps], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    wait_for(lambda: told(tmp_path, "clean", "is done").total() >= 4)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    wait_for(lambda: not workers("clean"))
+    before = told(tmp_path, "clean", "is done")
+    assert 4 <= before.total() < SHARDS
+    run_corpus(tmp_path)
+    done = told(tmp_path, "clean", "is done")
+    assert done == Counter(range(SHARDS))
+
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    for name in ("corpus.jsonl", "tone.csv", "places.txt"):
+        (undisturbed / name).hardlink_to(tmp_path / name)
+    write_pipeline(undisturbed, pipeline | {"storage": str(undisturbed / "storage")})
+    run_corpus(undisturbed)
+    assert digests(undisturbed) == digests(tmp_path)
