@@ -128,7 +128,7 @@ class CorpusConfig(Schema):
     """What to do with lines and files that cannot be read: end with an error that names the place,
     or leave them out, named in the log and counted."""
 
-    shard_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
+    shard_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     """Bytes of the sources in one shard: the unit of parallel work."""
 
 

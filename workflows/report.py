@@ -29,6 +29,26 @@ class Score:
     trainings: int
 
 
+_DOCUMENTS = {
+    "train": "documents to train on",
+    "validation": "documents held out for the validation loss",
+    "duplicates": "duplicates left out",
+    "held_out": "test texts left out",
+    "contaminated": "documents left out that quote a test text",
+    "short": "documents left out as too short",
+    "malformed": "lines, rows and files that could not be read",
+}
+_TOKENS = {
+    "tokens": "tokens",
+    "tokens_per_byte": "tokens per byte",
+    "sequences": "training sequences",
+    "split_documents": "documents cut",
+    "padding_share": "share of padding",
+    "dropped_tokens": "tokens dropped",
+}
+"""Facts of `corpus` and of `tokens`, and how they are told."""
+
+
 def render(pipeline: str, steps: Sequence[str], finished: Mapping[str, Finished]) -> str:
     """The page.
 
@@ -44,6 +64,7 @@ def render(pipeline: str, steps: Sequence[str], finished: Mapping[str, Finished]
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         pipeline=pipeline,
         steps=[(name, finished[name].record if name in finished else None) for name in steps],
+        data=_data(finished.get("corpus"), finished.get("tokens")),
         pretraining=_pretraining(finished.get("pretrain")),
         tasks=[_task(name, finished) for name in tasks],
     )
@@ -68,6 +89,15 @@ def scores(result: Mapping[str, Any]) -> list[Score]:
 def _over_seeds(method: str, values: Sequence[float]) -> Score:
     spread = stdev(values) if len(values) > 1 else None
     return Score(method, fmean(values), spread, len(values))
+
+
+def _data(corpus: Finished | None, tokens: Finished | None) -> list[tuple[str, Any]]:
+    """What became of the documents, as names and values."""
+    found: list[tuple[str, Any]] = []
+    for step, names in ((corpus, _DOCUMENTS), (tokens, _TOKENS)):
+        facts = step.record.facts if step else {}
+        found += [(told, facts[name]) for name, told in names.items() if name in facts]
+    return found
 
 
 def _pretraining(step: Finished | None) -> dict[str, Any] | None:

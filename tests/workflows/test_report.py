@@ -1,4 +1,8 @@
-from workflows.report import Score, scores
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from workflows.report import Score, render, scores
 
 RESULT = {
     "metric": "accuracy",
@@ -35,3 +39,24 @@ def test_one_training_has_no_spread() -> None:
 def test_task_without_control_has_no_line_for_it() -> None:
     without = {**RESULT, "seeds": {**RESULT["seeds"], "scratch": []}}  # type: ignore[dict-item]
     assert len(scores(without)) == 3
+
+
+def finished(**facts: Any) -> Any:
+    record = SimpleNamespace(facts=facts, elapsed_s=1.0, attempt="a", finished_at="", files={})
+    return SimpleNamespace(record=record, output=Path("none"))
+
+
+def test_what_became_of_the_documents_is_told() -> None:
+    steps = {
+        "corpus": finished(train=12345, duplicates=67, malformed=0),
+        "tokens": finished(tokens=890123, padding_share=0.000806),
+    }
+    page = render("p", list(steps), steps)
+    for name, value in [
+        ("documents to train on", "12,345"),
+        ("duplicates left out", "67"),
+        ("lines, rows and files that could not be read", "0"),
+        ("share of padding", "0.000806"),
+    ]:
+        assert f'<tr><td>{name}</td><td class="n">{value}</td></tr>' in page
+    assert "<h2>Data</h2>" not in render("p", list(steps), {})
