@@ -42,7 +42,7 @@ def test_task_without_control_has_no_line_for_it() -> None:
 
 
 def finished(**facts: Any) -> Any:
-    record = SimpleNamespace(facts=facts, elapsed_s=1.0, attempt="a", finished_at="", files={})
+    record = SimpleNamespace(facts=facts, elapsed_s=1.0, fingerprint="f" * 64)
     return SimpleNamespace(record=record, output=Path("none"))
 
 
