@@ -353,6 +353,14 @@ class _Session:
 
 
 def _require_own_tokens(sequences: TokenSequences, work: PretrainWork) -> None:
+    """Tokens that were taken in from elsewhere may be others than the pipeline's."""
+    for name in ("sequence_length", "packing"):
+        found, stated = getattr(sequences, name), getattr(work.pretrain, name)
+        if found != stated:
+            raise DataError(
+                f"the tokens have {name} {found}, and pretrain.{name} is {stated}; set that, or "
+                "compute the tokens anew with --force tokens"
+            )
     digest = tokenizer.digest(work.tokenizer)
     if sequences.tokenizer != digest:
         raise DataError(

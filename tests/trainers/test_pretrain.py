@@ -186,6 +186,13 @@ def test_tokens_of_another_tokenizer_are_refused(work: PretrainWork, tmp_path: P
         run(replace(moved(work, tmp_path), tokenizer=other), Reports())
 
 
+def test_tokens_of_another_shape_are_refused(work: PretrainWork, tmp_path: Path) -> None:
+    for name, value in [("packing", "best_fit"), ("sequence_length", 2 * LENGTH)]:
+        other = moved(work, tmp_path / name, **{name: value})
+        with pytest.raises(DataError, match=rf"the tokens have {name} .* pretrain\.{name} is"):
+            run(other, Reports())
+
+
 def test_weights_of_sources_change_what_is_read(work: PretrainWork, tmp_path: Path) -> None:
     found = []
     for weight in (1.0, 0.5):
