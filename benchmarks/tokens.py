@@ -1,6 +1,7 @@
 """Times text to packed token ids on one core: pretune's `pack_shard`, and the usual recipe.
 
     python benchmarks/tokens.py --megabytes 20 --repeats 5
+    python benchmarks/tokens.py --texts data/demo/tweets.jsonl --name demo
 
 The recipe is that of `run_clm.py` in the examples of `transformers`: `Dataset.from_parquet`, `map`
 that tokenises, `map` that joins the texts and cuts them into blocks; both maps with the settings
@@ -30,6 +31,7 @@ from pydoc_data.topics import topics
 
 from machine import describe_machine
 
+MB = 1_000_000
 LENGTH = 512
 VOCAB_SIZE = 16_384
 DISTINCT_WORDS = 60_000
@@ -50,24 +52,32 @@ class Options:
     """The command line."""
 
     megabytes: int
+    texts: Path | None
+    name: str
     repeats: int
     folder: Path
     results: Path
 
     def command(self) -> str:
         """The command that repeats this; without the paths, which are this machine's."""
-        return f"python benchmarks/tokens.py --megabytes {self.megabytes} --repeats {self.repeats}"
+        what = f"--texts {self.texts} --name {self.name}" if self.texts else ""
+        return (
+            f"python benchmarks/tokens.py {what or f'--megabytes {self.megabytes}'} "
+            f"--repeats {self.repeats}"
+        )
 
 
 def parse_options() -> Options:
     """This process' command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", type=int, default=20, help="of text")
+    parser.add_argument("--megabytes", type=int, default=20, help="of text that is made up")
+    parser.add_argument("--texts", type=Path, help="JSON lines of texts to take instead")
+    parser.add_argument("--name", default="", help="of the result file, behind `tokens-`")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
-    return Options(given.megabytes, given.repeats, given.folder, given.results)
+    return Options(**vars(given))
 
 
 def make_texts(size_bytes: int) -> list[str]:
@@ -93,7 +103,12 @@ def make_texts(size_bytes: int) -> list[str]:
     return texts
 
 
-def prepare(folder: Path, size_bytes: int) -> None:
+def read_texts(path: Path) -> list[str]:
+    """The key `text` of each line."""
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def prepare(folder: Path, texts: list[str]) -> None:
     """A corpus shard and a tokenizer trained on a part of it."""
     import pyarrow as pa
     import pyarrow.parquet
@@ -101,7 +116,6 @@ def prepare(folder: Path, size_bytes: int) -> None:
     from trainers import tokenizer
     from trainers.config import TokenizerConfig
 
-    texts = make_texts(size_bytes)
     pyarrow.parquet.write_table(
         pa.table({"text": texts}), folder / "train-00000.parquet", compression="zstd"
     )
@@ -122,7 +136,14 @@ def run_pretune(shared: Path, folder: Path) -> dict:
     seconds, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
     size = (folder / packed.file).stat().st_size
     kept = packed.sequences * LENGTH
-    return {"seconds": seconds, "cpu_s": cpu, "tokens": packed.tokens, "bytes": size, "kept": kept}
+    return {
+        "seconds": seconds,
+        "cpu_s": cpu,
+        "tokens": packed.tokens,
+        "bytes": size,
+        "kept": kept,
+        "text_bytes": packed.text_bytes,
+    }
 
 
 def run_recipe(shared: Path, folder: Path) -> dict:
@@ -217,7 +238,8 @@ def run_all(options: Options, folder: Path) -> Runs:
     """Every subject, `repeats` times, round robin so that noise hits all alike."""
     shared = folder / "shared"
     shared.mkdir()
-    prepare(shared, options.megabytes * 1_000_000)
+    texts = read_texts(options.texts) if options.texts else make_texts(options.megabytes * MB)
+    prepare(shared, texts)
     runs: Runs = {subject: [] for subject in SUBJECTS}
     for repeat in range(options.repeats):
         for subject in SUBJECTS:
@@ -267,7 +289,7 @@ def build_table(runs: Runs) -> list[str]:
 
 def build_report(runs: Runs, options: Options, date: str) -> str:
     """The dated result file."""
-    tokens = runs["pretune"][-1]["tokens"]
+    tokens, size = (runs["pretune"][-1][name] for name in ("tokens", "text_bytes"))
     versions = [f"- {name} {importlib.metadata.version(name)}" for name in PACKAGES]
     singles = [
         f"| {SUBJECTS[subject]} | {', '.join(format(line['seconds'], '.2f') for line in lines)} |"
@@ -279,7 +301,7 @@ def build_report(runs: Runs, options: Options, date: str) -> str:
             "",
             f"`{options.command()}`",
             "",
-            f"{options.megabytes} MB of text, {tokens:,} tokens of a BPE of {VOCAB_SIZE:,}, blocks",
+            f"{size / MB:.1f} MB of text, {tokens:,} tokens of a BPE of {VOCAB_SIZE:,}, blocks",
             f"of {LENGTH}. Medians of {options.repeats} interleaved runs; the ids of all were",
             "compared and are equal. What each subject does is in the docstring of",
             "`benchmarks/tokens.py`.",
@@ -314,7 +336,8 @@ def main() -> None:
         runs = run_all(options, Path(folder))
     date = datetime.now(tz=UTC).date().isoformat()
     options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"tokens-{date}.md"
+    name = f"tokens-{options.name}-{date}.md" if options.name else f"tokens-{date}.md"
+    path = options.results / name
     path.write_text(build_report(runs, options, date), encoding="utf-8")
     print("\n".join(build_table(runs)))
     print(f"written: {path}", file=sys.stderr)
