@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -180,7 +181,7 @@ def _documents(shard: Path) -> Iterator[memoryview]:
     """The documents of a shard in UTF-8, in Arrow's memory: strings can take four times as much."""
     file = pyarrow.parquet.ParquetFile(shard)
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=["text"]):
-        column = batch.column("text")
+        column = batch.column("text").cast(pa.string())  # a corpus made elsewhere may have others
         _, offsets, data = column.buffers()
         bounds = np.frombuffer(offsets, np.int32)[column.offset :][: len(column) + 1].tolist()
         texts = memoryview(data or b"")

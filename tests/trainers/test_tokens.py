@@ -110,6 +110,19 @@ def test_concat_is_the_documents_one_behind_the_other(tmp_path: Path, kind: Path
     assert packed.documents == len(TEXTS)
 
 
+@pytest.mark.parametrize(
+    "kind_of_text", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_corpus_made_elsewhere_gives_the_same_tokens(
+    tmp_path: Path, bpe: Path, kind_of_text: pa.DataType
+) -> None:
+    work = shard_of(tmp_path, bpe, TEXTS)
+    expected = rows_of(work, tokens.pack_shard(work))
+    table = pa.table({"text": pa.array(TEXTS).cast(kind_of_text)})
+    pyarrow.parquet.write_table(table, work.shard)
+    assert rows_of(work, tokens.pack_shard(work)) == expected
+
+
 def test_best_fit_has_every_document(tmp_path: Path, kind: Path) -> None:
     work = shard_of(tmp_path, kind, TEXTS, "best_fit", 64)
     packed = tokens.pack_shard(work)
