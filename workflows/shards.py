@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,6 +17,7 @@ from workflows.storage import Storage
 logger = logging.getLogger(__name__)
 
 _SHARDS = "shards"
+_RECORD = ".json"
 
 Result = TypeVar("Result")
 
@@ -44,10 +45,9 @@ class Shards:
     def __init__(self, context: StageContext) -> None:
         self._context, self._attempt = context, context.attempt
         self._storage = context.attempt.storage
-        earlier = context.attempt.earlier(_SHARDS)
-        own = f"{context.attempt.name}/{WORK}/{_SHARDS}"
-        self._folders = {context.attempt.work / _SHARDS: own, **earlier}
-        self._exchange = context.exchange(earlier)
+        self._earlier = context.attempt.earlier(_SHARDS)
+        self._own = f"{context.attempt.name}/{WORK}/{_SHARDS}"
+        self._exchange = context.exchange(self._earlier)
 
     def directory(self, phase: str, number: int) -> Path:
         """The folder of one shard in one phase, for the item that `compute` is given."""
@@ -72,15 +72,13 @@ class Shards:
         """
         if not self._storage.is_local:
             self._storage.upload(self._attempt.work, f"{self._attempt.name}/{WORK}")
-        done = {
-            number: found
-            for number in range(len(items))
-            if (found := self._found(phase, number, kind)) is not None
-        }
+        done = self._found(phase, kind)
         missing = [number for number in range(len(items)) if number not in done]
         run = self._context.run
         results = run.cluster.map(
-            _Recorded(self._exchange.mapped(_Described(function)), self._storage, self._own(phase)),
+            _Recorded(
+                self._exchange.mapped(_Described(function)), self._storage, f"{self._own}/{phase}"
+            ),
             [(number, items[number]) for number in missing],
             run.execution.shards,
             self._context.log.with_suffix(f".{phase}.log"),
@@ -95,8 +93,9 @@ class Shards:
         """Make a file of a shard a file of the step's output; the shard stays as it is."""
         source, target = done.directory / file, self._context.output / name
         if not self._storage.is_local:  # it was written on another node
-            (folder,) = [folder for folder in self._folders if folder in source.parents]
-            stored = f"{self._folders[folder]}/{source.relative_to(folder).as_posix()}"
+            folders = {self._attempt.work / _SHARDS: self._own, **self._earlier}
+            (folder,) = [folder for folder in folders if folder in source.parents]
+            stored = f"{folders[folder]}/{source.relative_to(folder).as_posix()}"
             target.write_bytes(self._storage.read(stored))
             return
         try:
@@ -104,24 +103,40 @@ class Shards:
         except OSError:  # not every file system has links
             shutil.copyfile(source, target)
 
-    def _own(self, phase: str) -> str:
-        return f"{self._attempt.name}/{WORK}/{_SHARDS}/{phase}"
+    def _found(self, phase: str, kind: type[Result]) -> dict[int, Done[Result]]:
+        """The shards that earlier attempts have computed and whose files are whole."""
+        found: dict[int, Done[Result]] = {}
+        for folder, name in self._earlier.items():
+            stored = f"{name}/{phase}"
+            files = self._storage.find(stored)
+            records = [n for n in files if n.endswith(_RECORD) and "/" not in n]
+            read = self._storage.read_all(f"{stored}/{record}" for record in records)
+            for path, content in read.items():
+                shard = path.rpartition("/")[2].removesuffix(_RECORD)
+                result = self._whole(folder / phase / shard, shard, content, files)
+                if result is not None:
+                    number = int(shard)
+                    found.setdefault(number, Done(folder / phase / shard, kind(**result)))
+        return found
 
-    def _found(self, phase: str, number: int, kind: type[Result]) -> Done[Result] | None:
-        """A shard that this or an earlier attempt has computed, if all its files are whole."""
-        for folder, name in self._folders.items():
-            shard = f"{phase}/{number:06d}"
-            try:
-                record = json.loads(self._storage.read(f"{name}/{shard}.json"))
-            except (FileNotFoundError, ValueError):
-                continue
-            sizes = self._storage.find(f"{name}/{shard}")
-            if any(sizes.get(file) != facts["size"] for file, facts in record["files"].items()):
-                continue
-            if self._storage.is_local and manifest.first_damage(folder / shard, record["files"]):
-                continue
-            return Done(folder / shard, kind(**record["result"]))
-        return None
+    def _whole(
+        self, directory: Path, shard: str, record: bytes, files: Mapping[str, int]
+    ) -> dict[str, Any] | None:
+        """What a shard's function returned, if its record and its files are as they were written.
+
+        Of an object store sizes are compared: its files appear whole or not at all.
+        """
+        try:
+            content = json.loads(record)
+        except ValueError:
+            return None
+        for file, facts in content["files"].items():
+            if files.get(f"{shard}/{file}") != facts["size"]:
+                return None
+        if self._storage.is_local and manifest.first_damage(directory, content["files"]):
+            return None
+        result: dict[str, Any] = content["result"]
+        return result
 
 
 @dataclass(frozen=True)
@@ -149,6 +164,6 @@ class _Recorded:
         logger.info("shard %d begins", number)
         result, files = self.function(item)
         record = {"result": dataclasses.asdict(result), "files": files}
-        self.storage.write(f"{self.folder}/{number:06d}.json", json.dumps(record).encode())
+        self.storage.write(f"{self.folder}/{number:06d}{_RECORD}", json.dumps(record).encode())
         logger.info("shard %d is done: %s", number, result)
         return result

@@ -209,7 +209,7 @@ def run_pretraining(context: StageContext) -> Facts:
     exchange.collect(context.output)
     found = json.loads((context.output / pretrain.FACTS).read_text(encoding="utf-8"))
     last = found.pop("history")[-1]
-    return {**found, **last}
+    return {**last, **found}
 
 
 def tune(context: StageContext) -> Facts:
