@@ -17,7 +17,7 @@ from pathlib import Path
 
 STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "data": ("workflows.stages:prepare_data",),
-    "corpus": ("workflows.stages:build_corpus",),
+    "corpus": ("workflows.corpora:run",),
     "tokenizer": ("workflows.stages:build_tokenizer",),
     "tokens": ("workflows.stages:pack_tokens",),
     "pretrain": ("workflows.stages:run_pretraining",),

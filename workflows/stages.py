@@ -1,7 +1,7 @@
 """One function per kind of step: the only place where trainers meet the cluster."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,26 +12,20 @@ from cluster.config import GangConfig
 from cluster.interface import SearchPlan
 from trainers import (
     checkpoint,
-    cleaning,
     corpus,
-    documents,
     finetune,
-    pieces,
     pretrain,
     tasks,
     tokenizer,
     tokens,
 )
-from trainers.pieces import Shard
 from trainers.reporting import Reporter
 from trainers.task_config import TaskDataConfig
-from workflows import final
+from workflows import corpora, final
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
-from workflows.outside import pinned
 from workflows.pipeline import (
-    CorpusSpec,
     PretrainSpec,
     PromoteSpec,
     SummarySpec,
@@ -52,80 +46,6 @@ def prepare_data(context: StageContext) -> Facts:
     """A task's rows, split."""
     (path,) = context.step.outside
     return tasks.prepare(context.spec(TaskDataConfig), Path(path), context.output)
-
-
-def build_corpus(context: StageContext) -> Facts:
-    """Documents in shards, without the texts that tasks are tested on."""
-    config, shards = context.spec(CorpusSpec).corpus, Shards(context)
-    held_out = [text for task in config.held_out for text in tasks.test_texts(context.input(task))]
-    cleaning.write_held_out(held_out, config.clean.held_out_ngram, shards.share("held-out"))
-    cleaned = shards.compute(
-        "clean",
-        corpus.clean_shard,
-        [
-            corpus.CleanWork(
-                shard,
-                config.clean,
-                skips_malformed=config.malformed == "skip",
-                held_out=shards.share("held-out"),
-                root=root,
-                directory=shards.directory("clean", number),
-            )
-            for number, (shard, root) in enumerate(_source_shards(context))
-        ],
-        corpus.CleanedShard,
-    )
-    count = corpus.slices_for(sum(shard.result.kept for shard in cleaned))
-    found = shards.compute(
-        "duplicates",
-        corpus.find_duplicates,
-        [
-            corpus.DuplicatesWork(
-                number,
-                count,
-                cleaned=tuple(shard.directory for shard in cleaned),
-                directory=shards.directory("duplicates", number),
-            )
-            for number in range(count if config.clean.deduplicate else 0)
-        ],
-        corpus.Duplicates,
-    )
-    kept = shards.compute(
-        "keep",
-        corpus.keep_shard,
-        [
-            corpus.KeepWork(
-                number,
-                cleaned=shard.directory,
-                duplicates=tuple(slice_.directory for slice_ in found),
-                validation_fraction=config.validation_fraction,
-                directory=shards.directory("keep", number),
-            )
-            for number, shard in enumerate(cleaned)
-        ],
-        corpus.KeptShard,
-    )
-    for number, shard in enumerate(kept):
-        for part in corpus.PARTS:
-            if getattr(shard.result, part):
-                shards.place(shard, f"{part}.parquet", f"{part}-{number:05d}.parquet")
-    return corpus.facts(
-        [shard.result for shard in cleaned],
-        [shard.result for shard in found],
-        [shard.result for shard in kept],
-        sources=[source.path for source in config.sources],
-    )
-
-
-def _source_shards(context: StageContext) -> Iterator[tuple[Shard, Path | None]]:
-    """The shards of all sources; with their folder, where a step of the user's own made it."""
-    spec = context.spec(CorpusSpec)
-    for number, source in enumerate(spec.corpus.sources):
-        made = context.input(key) if (key := f"source{number}") in spec.made else None
-        found = documents.expand(source.path, made or context.run.base, source.format)
-        seen = pinned(source, context.step.outside)
-        for shard in pieces.cut(seen, number, found, spec.corpus.shard_bytes):
-            yield shard.relative_to(made) if made else shard, made
 
 
 def build_tokenizer(context: StageContext) -> Facts:
@@ -340,7 +260,7 @@ def _pretrain_execution(gang: GangConfig) -> pretrain.PretrainExecution:
 
 STAGES: Mapping[str, Callable[[StageContext], Facts]] = {
     "data": prepare_data,
-    "corpus": build_corpus,
+    "corpus": corpora.run,
     "tokenizer": build_tokenizer,
     "tokens": pack_tokens,
     "pretrain": run_pretraining,
