@@ -96,8 +96,15 @@ def plain(directory: Path) -> tuple[Tokenizer, int]:
 
 
 def digest(directory: Path) -> str:
-    """SHA-256 of `tokenizer.json`, in hexadecimal: two tokenizers with it give the same ids."""
-    return hashlib.sha256((directory / FILE).read_bytes()).hexdigest()
+    """SHA-256 of `tokenizer.json`, in hexadecimal: two tokenizers with it give the same ids.
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        return hashlib.sha256((directory / FILE).read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{directory} holds no tokenizer: {error}") from error
 
 
 def parts(document: memoryview, limit: int) -> Iterator[str]:

@@ -9,6 +9,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def pack_shard(work: ShardWork) -> PackedShard:
     """
     # One shard is one core's work: rayon's threads in each process would only get in their way.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tokenizer, end = plain(work.tokenizer)
+    own = digest(work.tokenizer)
+    tokenizer, end = _loaded(work.tokenizer, own)
     width = _width(tokenizer.get_vocab_size())
     ids = array(np.dtype(width).char)
     owners, counts, text_bytes = array("q"), array("q"), 0
@@ -108,7 +110,7 @@ def pack_shard(work: ShardWork) -> PackedShard:
         split_documents=packed.split_documents,
         text_bytes=text_bytes,
         targets=packed.targets,
-        tokenizer=digest(work.tokenizer),
+        tokenizer=own,
     )
 
 
@@ -162,6 +164,12 @@ def facts(shards: Sequence[PackedShard]) -> dict[str, Any]:
         "padding_share": round(counts["padding"] / max(1, filled), 6),
         "tokens_per_byte": round(counts["tokens"] / max(1, text_bytes), 4),
     }
+
+
+@lru_cache(maxsize=1)
+def _loaded(directory: Path, digest: str) -> tuple[Tokenizer, int]:  # noqa: ARG001 -- of the key
+    """One tokenizer a process: each that has encoded leaves megabytes behind when it goes."""
+    return plain(directory)
 
 
 _PACKINGS = {"concat": packing.concat, "best_fit": packing.best_fit}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -215,6 +216,17 @@ def test_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
 def test_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no tokenizer"):
         tokens.pack_shard(shard_of(tmp_path, tmp_path / "nothing", ["a"]))
+
+
+def test_memory_does_not_grow_with_the_shards(tmp_path: Path, bpe: Path) -> None:
+    distinct = [" ".join(f"word{n}" for n in range(i, i + 100)) for i in range(0, 12_000, 100)]
+    work = shard_of(tmp_path, bpe, distinct)
+    process = psutil.Process()
+    sizes = []
+    for _ in range(25):
+        tokens.pack_shard(work)
+        sizes.append(process.memory_info().rss)
+    assert sizes[-1] - sizes[9] < 15_000_000  # a tokenizer leaves some megabytes behind
 
 
 def test_shard_without_documents_gives_no_sequences(tmp_path: Path, bpe: Path) -> None:
