@@ -3,13 +3,16 @@
 import hashlib
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from numpy.typing import NDArray
 
 from trainers.config import CleaningConfig
 from trainers.documents import parts
@@ -19,7 +22,7 @@ Verdict = Literal["kept", "short", "held_out", "contaminated"]
 KEY_BYTES = 16
 
 _WORD = re.compile(r"\w+")
-_TEXTS, _NGRAMS = "texts.parquet", "ngrams.parquet"
+_TEXTS, _WORDS, _NGRAMS = "texts.parquet", "words.parquet", "ngrams.npy"
 
 
 def text_key(text: str) -> str:
@@ -41,16 +44,17 @@ def key_of(text: str) -> bytes:
 def write_held_out(texts: Iterable[str], ngram: int | None, directory: Path) -> None:
     """Keep what tasks are tested on where the cleaners of all shards find it."""
     keys: set[bytes] = set()
-    ngrams: set[str] = set()
+    hashes: set[int] = set()
+    vocabulary: set[str] = set()
     for text in texts:
         keys.add(key_of(text))
-        words = _WORD.findall(text.lower())
-        if ngram is not None:
-            ngrams.update(
-                " ".join(words[start : start + ngram]) for start in range(len(words) - ngram + 1)
-            )
+        words = [word.lower() for word in _WORD.findall(text)]
+        if ngram is not None and len(words) >= ngram:
+            vocabulary.update(words)
+            hashes.update(_hash(words[at : at + ngram]) for at in range(len(words) - ngram + 1))
     directory.mkdir(parents=True, exist_ok=True)
-    for name, values in ((_TEXTS, sorted(keys)), (_NGRAMS, sorted(ngrams))):
+    np.save(directory / _NGRAMS, np.array(sorted(hashes), dtype=np.uint64))
+    for name, values in ((_TEXTS, sorted(keys)), (_WORDS, sorted(vocabulary))):
         pyarrow.parquet.write_table(pa.table({"value": values}), directory / name)
 
 
@@ -59,33 +63,42 @@ class HeldOut:
     """What no document may contain."""
 
     keys: frozenset[bytes]
-    ngrams: frozenset[str]
+    ngrams: NDArray[np.uint64]
+    """Hashes, sorted: test splits may have millions."""
     words: frozenset[str]
     """All words of the n-grams: a cheap first look."""
 
     @classmethod
     def load(cls, directory: Path) -> "HeldOut":
         """What `write_held_out` wrote."""
-        keys, ngrams = (
+        keys, words = (
             frozenset(pyarrow.parquet.read_table(directory / name).column("value").to_pylist())
-            for name in (_TEXTS, _NGRAMS)
+            for name in (_TEXTS, _WORDS)
         )
-        return cls(keys, ngrams, frozenset(word for found in ngrams for word in found.split(" ")))
+        return cls(keys, np.load(directory / _NGRAMS, mmap_mode="r"), words)
 
     def shares_ngram(self, text: str, length: int) -> bool:
         """Whether `length` words in a row are in a held-out text in this order, case aside."""
-        if not self.ngrams:
+        if not self.words:
             return False
-        run: list[str] = []
+        run: deque[str] = deque(maxlen=length)
         for match in _WORD.finditer(text):
             word = match[0].lower()
             if word not in self.words:
                 run.clear()
                 continue
             run.append(word)
-            if len(run) >= length and " ".join(run[-length:]) in self.ngrams:
+            if len(run) == length and self._has(_hash(run)):
                 return True
         return False
+
+    def _has(self, ngram: int) -> bool:
+        place = int(np.searchsorted(self.ngrams, np.uint64(ngram)))
+        return place < len(self.ngrams) and int(self.ngrams[place]) == ngram
+
+
+def _hash(words: Iterable[str]) -> int:
+    return int.from_bytes(hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest())
 
 
 class Cleaner:
