@@ -14,9 +14,13 @@ from workflows.streams import DamagedFileError, Stream
 FILES = {f"{number}.bin": f"content {number}".encode() for number in range(6)}
 
 
-@pytest.fixture
-def stream(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stream:
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def stream(storage: Storage) -> Stream:
     for name, content in FILES.items():
         storage.write(f"artifacts/tokens/output/{name}", content)
     files = {name: {"sha256": hashlib.sha256(c).hexdigest()} for name, c in FILES.items()}
@@ -52,7 +56,7 @@ def test_file_that_is_mapped_is_still_read_when_it_made_room(stream: Stream) -> 
         assert file.read() == FILES["0.bin"]
 
 
-def test_changed_file_is_refused_and_not_kept(remote: Storage, tmp_path: Path) -> None:
+def test_changed_file_is_refused_and_not_kept(remote: Storage) -> None:
     remote.write("out/a.bin", b"other")
     files = {"a.bin": {"sha256": hashlib.sha256(b"content").hexdigest()}}
     with pytest.raises(DamagedFileError, match=r"out/a\.bin has other bytes .* --force"):
