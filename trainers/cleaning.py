@@ -30,6 +30,11 @@ def text_key(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def normalized(text: str, config: CleaningConfig) -> str:
+    """The text in the Unicode form that is asked for."""
+    return unicodedata.normalize(config.normalize, text).strip() if config.normalize else text
+
+
 def key_of(text: str) -> bytes:
     """A digest that duplicates share; a long text is never copied as a whole."""
     digest, between = hashlib.sha256(), ""
@@ -41,12 +46,16 @@ def key_of(text: str) -> bytes:
     return digest.digest()[:KEY_BYTES]
 
 
-def write_held_out(texts: Iterable[str], ngram: int | None, directory: Path) -> None:
-    """Keep what tasks are tested on where the cleaners of all shards find it."""
+def write_held_out(texts: Iterable[str], config: CleaningConfig, directory: Path) -> None:
+    """Keep what tasks are tested on where the cleaners of all shards find it.
+
+    Texts are normalised as documents are: else the same text would not be known again.
+    """
+    ngram = config.held_out_ngram
     keys: set[bytes] = set()
     hashes: set[int] = set()
     vocabulary: set[str] = set()
-    for text in texts:
+    for text in (normalized(text, config) for text in texts):
         keys.add(key_of(text))
         words = [word.lower() for word in _WORD.findall(text)]
         if ngram is not None and len(words) >= ngram:
@@ -109,8 +118,7 @@ class Cleaner:
 
     def clean(self, text: str) -> tuple[str, bytes, Verdict]:
         """The document as it is learnt from, its key, and whether it is kept."""
-        if self._config.normalize is not None:
-            text = unicodedata.normalize(self._config.normalize, text).strip()
+        text = normalized(text, self._config)
         key = key_of(text)
         if len(text) < max(1, self._config.min_characters):
             return text, key, "short"

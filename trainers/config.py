@@ -78,6 +78,16 @@ class SourceConfig(Schema):
     weight: Annotated[PositiveFloat, WHERE] = 1.0
     """Times its sequences come in one pass over the corpus: 2 is twice, 0.5 every second one."""
 
+    @model_validator(mode="after")
+    def _names_of_the_hub(self) -> Self:
+        useless = {"subset", "split", "revision"} & self.model_fields_set
+        if useless and self.format != "dataset":
+            raise ValueError(
+                f"{' and '.join(sorted(useless))} go with format: dataset; in an hf:// URL the "
+                "revision stands behind the name: hf://datasets/org/name@revision/..."
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _derive_format(cls, data: Any) -> Any:
@@ -249,7 +259,8 @@ class PretrainConfig(Schema):
     longer than a sequence and lets none attend to another (arXiv:2404.10830)."""
 
     shuffle_shards: PositiveInt = 16
-    """Shards whose sequences are mixed at a time; a node keeps so many of remote storage."""
+    """Shards whose sequences are mixed at a time; of remote storage a node keeps about four
+    times as many."""
 
     global_batch_tokens: PositiveInt
     """Tokens in one optimizer step over all workers; a multiple of sequence_length."""

@@ -97,7 +97,8 @@ def clean_shard(work: CleanWork) -> CleanedShard:
             if verdict == "kept":
                 writer.add(cleaned)
                 keys += key
-    np.save(work.directory / _KEYS, _sorted_keys(bytes(keys)))
+    keys_of(work.directory).mkdir(exist_ok=True)
+    np.save(keys_of(work.directory) / _KEYS, _sorted_keys(bytes(keys)))
     return CleanedShard(**counts, examples=examples)
 
 
@@ -107,8 +108,8 @@ class DuplicatesWork:
 
     slice: int
     slices: int
-    cleaned: tuple[Path, ...]
-    """Of all shards, in order."""
+    keys: tuple[Path, ...]
+    """`keys_of` all shards, in order: on an object store only these are fetched."""
     directory: Path
 
 
@@ -122,7 +123,7 @@ class Duplicates:
 def find_duplicates(work: DuplicatesWork) -> Duplicates:
     """Write the places of all documents of a slice that have an equal one before them."""
     keys, shards = [], []
-    for number, directory in enumerate(work.cleaned):
+    for number, directory in enumerate(work.keys):
         found = _slice_of(np.load(directory / _KEYS, mmap_mode="r"), work.slice, work.slices)
         keys.append(found)
         shards.append(np.full(len(found), number, dtype=np.uint32))
@@ -146,6 +147,8 @@ class KeepWork:
     duplicates: tuple[Path, ...]
     """Of all slices."""
     validation_fraction: float
+    shard_bytes: int
+    """Text in one file: one that could not be cut when it was read is cut here."""
     directory: Path
 
 
@@ -155,11 +158,12 @@ class KeptShard:
 
     train: int
     validation: int
+    files: list[str]
 
 
 def keep_shard(work: KeepWork) -> KeptShard:
-    """Write `{train,validation}.parquet`, whichever has a document, without duplicates."""
-    keys = np.load(work.cleaned / _KEYS, mmap_mode="r")
+    """Write `{train,validation}-000.parquet` and so on, without duplicates."""
+    keys = np.load(keys_of(work.cleaned) / _KEYS, mmap_mode="r")
     part = np.zeros(len(keys), dtype=np.int8)  # PARTS by number; -1 is none
     # Duplicates share a key, so no two of them would ever be in different parts.
     part[keys["row"]] = keys["high"] < work.validation_fraction * 2.0**64
@@ -167,18 +171,16 @@ def keep_shard(work: KeepWork) -> KeptShard:
         places = np.load(directory / _DUPLICATES, mmap_mode="r")
         first, last = np.searchsorted(places["shard"], [work.number, work.number + 1])
         part[places["row"][first:last]] = -1
-    source = source_of(work.cleaned / _TEXTS)
+    files: list[str] = []
     for number, name in enumerate(PARTS):
-        if not (part == number).any():
-            continue
-        with _TextWriter(work.directory / f"{name}.parquet", source) as writer:
-            row = 0
-            for batch in _batches(work.cleaned / _TEXTS):
-                chosen = part[row : row + len(batch)] == number
-                for text in batch.filter(pa.array(chosen)).to_pylist():
-                    writer.add(text)
-                row += len(batch)
-    return KeptShard(int((part == 0).sum()), int((part == 1).sum()))
+        if (part == number).any():
+            files += _write_chosen(work, name, part == number)
+    return KeptShard(int((part == 0).sum()), int((part == 1).sum()), files)
+
+
+def keys_of(cleaned: Path) -> Path:
+    """The folder of a cleaned shard's keys alone."""
+    return cleaned / "keys"
 
 
 def slices_for(num_documents: int) -> int:
@@ -241,6 +243,28 @@ def source_of(shard: Path) -> int:
     return int(metadata.get(_SOURCE, b"0"))
 
 
+def _write_chosen(work: KeepWork, name: str, chosen: NDArray[np.bool_]) -> list[str]:
+    """Write those texts of a cleaned shard; the names of the files."""
+    texts, row = work.cleaned / _TEXTS, 0
+    files: list[str] = []
+    source = source_of(texts)
+    writer: _TextWriter | None = None
+    for batch in _batches(texts):
+        mine = batch.filter(pa.array(chosen[row : row + len(batch)]))
+        row += len(batch)
+        for text in mine.to_pylist():
+            if writer is None:
+                files.append(f"{name}-{len(files):03d}.parquet")
+                writer = _TextWriter(work.directory / files[-1], source)
+            writer.add(text)
+            if writer.written >= work.shard_bytes:
+                writer.close()
+                writer = None
+    if writer is not None:
+        writer.close()
+    return files
+
+
 def _batches(shard: Path) -> Iterator[Any]:
     # Without the buffer of whole row groups: memory stays flat whoever wrote the file.
     file = pyarrow.parquet.ParquetFile(shard, pre_buffer=False)
@@ -276,11 +300,17 @@ class _TextWriter:
         )
         self._texts: list[str] = []
         self._size = 0
+        self.written = 0
+        """Characters taken."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the file."""
         self._flush()
         self._writer.close()
 
@@ -288,6 +318,7 @@ class _TextWriter:
         """Take one document."""
         self._texts.append(text)
         self._size += len(text)
+        self.written += len(text)
         if self._size >= _ROW_GROUP_BYTES:
             self._flush()
 

@@ -113,7 +113,7 @@ class TokenSequences:
     def prefetch(self, ranges: Iterable[range]) -> None:
         """Begin to open the shards that hold ranges of samples, one by one, in the background.
 
-        Errors are raised when the shard is read.
+        What fails is tried again when the shard is read.
         """
         wanted = [
             shard
@@ -126,9 +126,10 @@ class TokenSequences:
         with self._lock:
             # What was prefetched before is what training reads now.
             for shard, coming in list(self._coming.items()):
-                if coming.done() and not coming.exception():
-                    self._hold(shard, coming.result())
+                if coming.done():
                     del self._coming[shard]
+                    if not coming.exception():
+                        self._hold(shard, coming.result())
             for shard in dict.fromkeys(wanted):
                 if shard not in self._open and shard not in self._coming:
                     self._coming[shard] = self._background.submit(self._map, shard)
@@ -146,8 +147,9 @@ class TokenSequences:
                 self._open.move_to_end(shard)
                 return self._open[shard]
             coming = self._coming.pop(shard, None)
-        # What still waits behind other shards is opened here and now.
-        rows = coming.result() if coming and not coming.cancel() else self._map(shard)
+        # What still waits behind other shards is opened here and now, what failed once more.
+        is_there = coming and not coming.cancel() and coming.exception() is None
+        rows = coming.result() if coming and is_there else self._map(shard)
         with self._lock:
             self._hold(shard, rows)
         return rows

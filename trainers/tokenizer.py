@@ -110,10 +110,12 @@ def digest(directory: Path) -> str:
 def parts(document: memoryview, limit: int) -> Iterator[str]:
     """UTF-8 text in parts of at most `limit` bytes that give the same tokens as the whole.
 
-    Parts end before a space behind a word: no pre-tokeniser here lets a token reach over that
-    place, and a text that begins with a space is given no other. Where there is none, a part ends
-    at any space, or between any two characters; then the tokens there may differ. So may they
-    where a regular expression of `replace` would have matched over it.
+    So it is with the tokenizers that are trained here; one that puts a mark before every text, as
+    those of SentencePiece do, marks each part. Parts end before a space behind a word: no
+    pre-tokeniser here lets a token reach over that place, and a text that begins with a space is
+    given no other. Where there is none, a part ends at any space, or between any two characters;
+    then the tokens there may differ. So may they where a regular expression of `replace` would
+    have matched over it.
     """
     start = 0
     while len(document) - start > limit:

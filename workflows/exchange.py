@@ -99,8 +99,14 @@ class _Desk:
         self.exchange.storage.delete(self._name(folder))
 
     def push_all(self) -> None:
-        """Upload all that was written here."""
-        self.push(self.folder)
+        """Upload all that was written here.
+
+        Folder by folder: the whole attempt may have very many files, which would all be listed.
+        """
+        written = {path.parent for path in self.folder.rglob("*") if path.is_file()}
+        for folder in written:
+            if not written & set(folder.parents):
+                self.push(folder)
 
     def _name(self, folder: Path) -> str:
         relative = folder.relative_to(self.folder).as_posix()

@@ -40,6 +40,9 @@ class OutsideData:
     """The digests of everything a pipeline reads, by the part of the pipeline that reads it."""
 
     corpus: Digests
+    sources: tuple[str, ...]
+    """Of each source of the corpus one digest over its files in their order; empty where a step of
+    the user's own makes it."""
     tokenizer: Digests
     model: Digests
     tasks: Mapping[str, Digests]
@@ -61,12 +64,12 @@ def inspect(config: PipelineConfig, base: Path) -> OutsideData:
         with DigestCache() as cache:
             is_checked = config.corpus.malformed == "refuse"
             corpus = [
-                _source(source, base, cache, is_checked=is_checked)
+                {} if source.step else _source(source, base, cache, is_checked=is_checked)
                 for source in config.corpus.sources
-                if not source.step
             ]
             return OutsideData(
                 corpus={path: digest for digests in corpus for path, digest in digests.items()},
+                sources=tuple(_in_order(digests) for digests in corpus),
                 tokenizer=_folder(config.tokenizer.from_, "tokenizer.json", base, cache),
                 model=_folder(config.model.from_, "config.json", base, cache),
                 tasks={name: _task(task.data, base, cache) for name, task in config.tasks.items()},
@@ -78,9 +81,14 @@ def inspect(config: PipelineConfig, base: Path) -> OutsideData:
         raise ConfigError(str(error)) from error
 
 
+def _in_order(digests: Digests) -> str:
+    """One digest over those of files in the order in which they are read."""
+    return hashlib.sha256("\n".join(digests.values()).encode()).hexdigest() if digests else ""
+
+
 def pinned(source: SourceConfig, digests: Digests) -> SourceConfig:
     """A source with the revision its plan saw: a branch of the hub may have moved on since."""
-    commit = digests.get(_hub_key(source))
+    commit = digests.get(_hub_key(source)) if source.format == "dataset" else None
     return source.model_copy(update={"revision": commit}) if commit else source
 
 

@@ -48,6 +48,8 @@ class CorpusSpec(Schema):
     """What `corpus` knows."""
 
     corpus: CorpusConfig
+    digests: list[str]
+    """Of each source: which comes first, and which file in it, changes what is computed."""
     made: dict[str, str]
     """Paths below the outputs of the user's own steps, by the input's name."""
 
@@ -189,7 +191,11 @@ def _base_drafts(config: PipelineConfig, outside: OutsideData) -> list[_Draft]:
         _Draft(
             "corpus",
             "corpus",
-            CorpusSpec(corpus=corpus, made={key: source.path for key, source in made.items()}),
+            CorpusSpec(
+                corpus=corpus,
+                digests=list(outside.sources),
+                made={key: source.path for key, source in made.items()},
+            ),
             {name: f"{name}.data" for name in corpus.held_out}
             | {key: source.step for key, source in made.items() if source.step},
             outside.corpus,

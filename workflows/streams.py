@@ -1,5 +1,6 @@
 """Files of a finished step, each brought to a node when a worker there opens it."""
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -61,7 +62,10 @@ class Stream:
             )
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_name(f".{name}.{uuid.uuid4().hex}")
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # a file that is here is believed
         partial.rename(place)
 
     def _make_room(self) -> None:
@@ -72,5 +76,7 @@ class Stream:
                 opened.append((path.stat().st_mtime, path))
             except FileNotFoundError:  # another process of this node was faster
                 continue
-        for _, path in sorted(opened)[: -self.keep]:
-            path.unlink(missing_ok=True)
+        for time, path in sorted(opened)[: -self.keep]:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime == time:  # else somebody has just opened it
+                    path.unlink()

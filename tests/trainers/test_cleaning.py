@@ -12,14 +12,15 @@ from trainers.config import CleaningConfig
 THIRTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen"
 
 
-def held_out(folder: Path, texts: list[str], ngram: int | None = 13) -> HeldOut:
-    cleaning.write_held_out(texts, ngram, folder / "held-out")
+def held_out(folder: Path, texts: list[str], **config: object) -> HeldOut:
+    settings = CleaningConfig.model_validate(config)
+    cleaning.write_held_out(texts, settings, folder / "held-out")
     return HeldOut.load(folder / "held-out")
 
 
 def verdict(folder: Path, text: str, texts: list[str], **config: object) -> Verdict:
     settings = CleaningConfig.model_validate(config)
-    return Cleaner(settings, held_out(folder, texts, settings.held_out_ngram)).clean(text)[2]
+    return Cleaner(settings, held_out(folder, texts, **config)).clean(text)[2]
 
 
 @given(st.text())
@@ -74,6 +75,23 @@ def test_ngrams_are_compared_only_where_asked(tmp_path: Path) -> None:
     tests = [f"zero {THIRTEEN}"]
     assert verdict(tmp_path, THIRTEEN, tests, held_out_ngram=None) == "kept"
     assert verdict(tmp_path, "so four five six", tests, held_out_ngram=3) == "contaminated"
+
+
+@pytest.mark.parametrize(
+    ("form", "test", "document"),
+    [
+        ("NFC", "the cafe\u0301 was good", "the caf\xe9 was good"),
+        ("NFKC", "a \ufb01lm as \ufb02at as this", "a film as flat as this"),
+    ],
+)
+def test_test_text_is_known_in_whatever_form_it_is_written(
+    tmp_path: Path, form: str, test: str, document: str
+) -> None:
+    for text in (test, document):
+        assert verdict(tmp_path, text, [test], normalize=form) == "held_out"
+        longer = f"and {text} he said"
+        found = verdict(tmp_path, longer, [test], normalize=form, held_out_ngram=4)
+        assert found == "contaminated"
 
 
 def test_short_documents_are_told_apart_after_normalisation(tmp_path: Path) -> None:

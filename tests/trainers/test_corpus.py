@@ -30,7 +30,7 @@ class Built:
     def __init__(self, folder: Path, held_out: list[str], slices: int = 1, **config: Any) -> None:
         self.config = CorpusConfig.model_validate({"validation_fraction": 0.0, **config})
         self.folder, self.slices = folder, slices
-        cleaning.write_held_out(held_out, self.config.clean.held_out_ngram, folder / "held-out")
+        cleaning.write_held_out(held_out, self.config.clean, folder / "held-out")
         self.shards = [
             shard
             for number, source in enumerate(self.config.sources)
@@ -51,8 +51,8 @@ class Built:
 
     def texts(self, part: str = corpus.TRAIN) -> list[str]:
         folders = [self._directory("keep", number) for number in range(len(self.shards))]
-        files = [folder / f"{part}.parquet" for folder in folders]
-        return [text for file in files if file.exists() for text in corpus.read(file)]
+        files = [file for folder in folders for file in sorted(folder.glob(f"{part}-*.parquet"))]
+        return [text for file in files for text in corpus.read(file)]
 
     def _clean(self, number: int) -> CleanedShard:
         return corpus.clean_shard(
@@ -68,8 +68,9 @@ class Built:
 
     def _find(self, number: int) -> Duplicates:
         folders = [self._directory("clean", shard) for shard in range(len(self.shards))]
+        keys = tuple(corpus.keys_of(folder) for folder in folders)
         directory = self._directory("duplicates", number)
-        work = DuplicatesWork(number, self.slices, cleaned=tuple(folders), directory=directory)
+        work = DuplicatesWork(number, self.slices, keys, directory)
         return corpus.find_duplicates(work)
 
     def _keep(self, number: int) -> KeptShard:
@@ -80,6 +81,7 @@ class Built:
                 cleaned=self._directory("clean", number),
                 duplicates=tuple(found),
                 validation_fraction=self.config.validation_fraction,
+                shard_bytes=self.config.shard_bytes,
                 directory=self._directory("keep", number),
             )
         )
@@ -138,8 +140,22 @@ def test_equal_documents_of_two_sources_are_one(tmp_path: Path) -> None:
     ]
     built = Built(tmp_path, [], sources=sources)
     assert built.texts() == ["TWO", "three", "one"]
-    files = [tmp_path / "work" / "keep" / f"{n:06d}" / "train.parquet" for n in range(2)]
+    files = [tmp_path / "work" / "keep" / f"{n:06d}" / "train-000.parquet" for n in range(2)]
     assert [corpus.source_of(file) for file in files] == [0, 1]
+
+
+def test_file_that_cannot_be_cut_gives_shards_of_bounded_size(tmp_path: Path) -> None:
+    texts = [f"text {number} {'x' * 90}" for number in range(200)]
+    packed = gzip.compress("\n".join(texts).encode())
+    (tmp_path / "texts.txt.gz").write_bytes(packed)
+    source = {"path": "texts.txt.gz", "format": "lines"}
+    built = Built(tmp_path, [], sources=[source], shard_bytes=2000)
+    assert len(built.shards) == 1
+    files = sorted((tmp_path / "work" / "keep" / "000000").iterdir())
+    assert [file.name for file in files] == built.kept[0].files
+    assert len(files) == 10
+    assert all(corpus.text_bytes(file) < 3000 for file in files)
+    assert built.texts() == texts
 
 
 def test_duplicates_stay_where_they_are_wanted(tmp_path: Path) -> None:

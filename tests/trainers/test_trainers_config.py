@@ -56,6 +56,7 @@ def test_format_follows_from_the_suffix(path: str, expected: str | None) -> None
         (PretrainConfig, {**STEPS, "optimizer": "muon", "gradient_clipping": 1.0}, "need none"),
         (PretrainConfig, {**STEPS, "learning_rate": float("inf")}, "finite"),
         (SplitConfig, {"test": 0.5, "validation": 0.5}, "leave no rows"),
+        (SourceConfig, {"path": "a.txt", "revision": "b"}, "revision go with format: dataset"),
         (TaskDataConfig, {"path": "a.txt", "split": SPLIT}, "add format: csv, jsonl"),
         (
             TaskConfig,

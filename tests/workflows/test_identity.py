@@ -156,3 +156,30 @@ def test_files_that_change_places_are_another_computation(folder: Path, tmp_path
         write_pipeline(swapped, data)
         found.append(steps_of(swapped)["own"].fingerprint)
     assert found[0] != found[1]
+
+
+def test_sources_that_change_places_are_another_corpus(folder: Path, tmp_path: Path) -> None:
+    """Weights, columns and which of equal documents stays go by the order of the sources."""
+    swapped = tmp_path / "swapped"
+    shutil.copytree(folder, swapped)
+    (swapped / "more.txt").write_text("some more text\nand more\n")
+    data = with_own_step(tiny_pipeline(tmp_path))
+    found = []
+    for names in (["corpus.txt", "more.txt"], ["more.txt", "corpus.txt"]):
+        data["corpus"]["sources"] = [{"path": name} for name in names]
+        write_pipeline(swapped, data)
+        found.append(steps_of(swapped)["corpus"].fingerprint)
+    assert found[0] != found[1]
+    # So do files of one source, which are read in the order of their names.
+    data["corpus"]["sources"] = [{"path": "*.txt"}]
+    (swapped / "places.txt").unlink()
+    (swapped / "places.csv").write_text("word\tO\n")
+    data["tasks"]["places"]["data"]["path"] = "places.csv"
+    write_pipeline(swapped, data)
+    before = steps_of(swapped)["corpus"].fingerprint
+    (swapped / "more.txt").rename(swapped / "a.txt")
+    assert steps_of(swapped)["corpus"].fingerprint != before
+    (swapped / "a.txt").rename(swapped / "b.txt")
+    again = steps_of(swapped)["corpus"].fingerprint
+    (swapped / "b.txt").rename(swapped / "a.txt")
+    assert steps_of(swapped)["corpus"].fingerprint == again

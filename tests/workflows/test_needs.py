@@ -122,7 +122,12 @@ def test_final_counts_the_best_with_each_seed_and_the_control(
 def test_every_step_of_the_demo_is_described() -> None:
     config = load_config(DEMO)
     nothing = OutsideData(
-        corpus={}, tokenizer={}, model={}, tasks={t: {} for t in config.tasks}, custom={}
+        corpus={},
+        sources=(),
+        tokenizer={},
+        model={},
+        tasks={t: {} for t in config.tasks},
+        custom={},
     )
     vocab_size = config.tokenizer.vocab_size
     steps = build_steps(config, nothing)
