@@ -69,8 +69,8 @@ class SourceConfig(Schema):
     subset: str | None = None
     """Configuration of a hub data set."""
 
-    split: str = "train"
-    """Split of a hub data set."""
+    split: str | None = None
+    """Split of a hub data set; `train` when absent."""
 
     revision: Annotated[str | None, WHERE] = None
     """Branch, tag or commit of a hub data set; its commit is part of what is computed."""
@@ -80,10 +80,11 @@ class SourceConfig(Schema):
 
     @model_validator(mode="after")
     def _names_of_the_hub(self) -> Self:
-        useless = {"subset", "split", "revision"} & self.model_fields_set
+        given = {"revision": self.revision, "split": self.split, "subset": self.subset}
+        useless = [name for name, value in given.items() if value is not None]
         if useless and self.format != "dataset":
             raise ValueError(
-                f"{' and '.join(sorted(useless))} go with format: dataset; in an hf:// URL the "
+                f"{' and '.join(useless)} go with format: dataset; in an hf:// URL the "
                 "revision stands behind the name: hf://datasets/org/name@revision/..."
             )
         return self

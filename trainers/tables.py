@@ -210,7 +210,11 @@ def _stream(source: SourceConfig, place: str) -> Any:
 
     try:
         return datasets.load_dataset(
-            place, source.subset, split=source.split, revision=source.revision, streaming=True
+            place,
+            source.subset,
+            split=source.split or "train",
+            revision=source.revision,
+            streaming=True,
         )
     except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
         raise DataError(

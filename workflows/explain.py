@@ -48,6 +48,10 @@ class Explanation:
         return asdict(self)
 
 
+_ORDER = "digests"
+"""The field of a corpus' spec that holds what its files tell better, but for their order."""
+
+
 def explain(session: Session, plan: Plan) -> Iterator[Explanation]:
     """One explanation for each step, in their order."""
     explainer = _Explainer(session, plan)
@@ -60,7 +64,9 @@ def changes(step: Step, before: Record) -> list[str]:
     found = []
     if step.version != before.version:
         found.append(f"version {before.version} -> {step.version}")
-    found += _differences(before.spec, plain(step.spec))
+    then, now = dict(before.spec), dict(plain(step.spec))
+    orders = then.pop(_ORDER, None), now.pop(_ORDER, None)
+    found += _differences(then, now)
     found += [
         f"input {other.name} changed"
         for name, other in step.inputs.items()
@@ -69,6 +75,8 @@ def changes(step: Step, before: Record) -> list[str]:
     found += [f"input {name} is gone" for name in before.inputs if name not in step.inputs]
     if sorted(step.outside.values()) != sorted(before.outside.values()):
         found += [f"{path} {_fate(path, step, before)}" for path in _changed_files(step, before)]
+    elif orders[0] != orders[1]:
+        found.append("files are read in another order")
     return found
 
 
