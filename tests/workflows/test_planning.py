@@ -118,6 +118,16 @@ def test_every_reason_is_told(tmp_path: Path, pipeline: dict[str, Any]) -> None:
     assert grown["tokenizer"].why == "input corpus changed"
 
 
+def test_another_order_of_sources_is_told(tmp_path: Path, pipeline: dict[str, Any]) -> None:
+    (tmp_path / "more.txt").write_text("more text", encoding="utf-8")
+    sources = [{"path": "corpus.txt"}, {"path": "more.txt"}]
+    pipeline["corpus"]["sources"] = sources
+    finish(opened(tmp_path, pipeline))
+    pipeline["corpus"]["sources"] = sources[::-1]
+    found = explained(opened(tmp_path, pipeline))
+    assert (found["corpus"].plan, found["corpus"].why) == ("RUN", "files are read in another order")
+
+
 def test_needs_are_told_for_what_runs(tmp_path: Path, pipeline: dict[str, Any]) -> None:
     found = explained(opened(tmp_path, pipeline))
     assert found["pretrain"].needs["workers"] == 2
