@@ -8,7 +8,8 @@ import fsspec
 from ray import cloudpickle
 
 _STATE = "experiment_state-"
-_SEARCHER_STATES = ("basic-variant-state-", "search_gen_state-")
+_RANDOM, _GENERATOR, _SEARCHER = "basic-variant-state-", "search_gen_state-", "searcher-state-"
+_KINDS = (_STATE, _RANDOM, _GENERATOR, _SEARCHER)
 
 
 def is_left_whole(experiment: str) -> bool:
@@ -23,9 +24,11 @@ def is_left_whole(experiment: str) -> bool:
     if not files.exists(folder):
         return False
     names = {path.rsplit("/", 1)[-1]: path for path in files.ls(folder, detail=False)}
-    sessions = [name[len(_STATE) :] for name in names if name.startswith(_STATE)]
+    sessions = [
+        name.removeprefix(_STATE).removesuffix(".json") for name in names if name.startswith(_STATE)
+    ]
     for session in sorted(sessions, reverse=True):
-        snapshot = {name: path for name, path in names.items() if name.endswith(session)}
+        snapshot = {n: path for n, path in names.items() if n.startswith(_KINDS) and session in n}
         with suppress(Exception):  # whatever torn JSON and torn pickles raise
             if _is_whole({name: files.cat_file(path) for name, path in snapshot.items()}):
                 return True
@@ -36,14 +39,15 @@ def is_left_whole(experiment: str) -> bool:
 
 
 def _is_whole(snapshot: dict[str, bytes]) -> bool:
-    """Whether search and searcher of a snapshot, by file name, know of the same trials."""
-    trials: list[Any] = []
-    created = 0
+    """Whether all files of a snapshot, by name, can be read and know of the same trials."""
+    found: dict[str, Any] = {}
     for name, content in snapshot.items():
-        if name.startswith(_STATE):
-            trials = json.loads(content)["trial_data"]
-        elif name.startswith(_SEARCHER_STATES):
-            state = cloudpickle.loads(content)
-            iterators = state.get("_iterators")
-            created = sum(it.counter for it in iterators) if iterators else state["counter"]
-    return len(trials) == created > 0
+        for kind in _KINDS:
+            if name.startswith(kind):
+                read = json.loads if kind == _STATE else cloudpickle.loads
+                found[kind] = read(content)
+    if _RANDOM in found:
+        created = sum(iterator.counter for iterator in found[_RANDOM]["_iterators"])
+    else:  # around a searcher of its own file
+        created = found[_GENERATOR]["counter"] if _SEARCHER in found else 0
+    return bool(len(found[_STATE]["trial_data"]) == created > 0)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from ray import cloudpickle
@@ -201,8 +202,10 @@ def test_finished_search_is_not_run_again(cluster: RayCluster, tmp_path: Path) -
 class InterruptedSearch:
     """Six trials of three epochs, killed after eight epochs; gone on with in a copy."""
 
-    def __init__(self, cluster: RayCluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
+    def __init__(
+        self, cluster: RayCluster, folder: Path, searcher: Literal["random", "tpe"] = "random"
+    ) -> None:
+        self.cluster, self.folder, self.searcher = cluster, folder, searcher
         self.told: list[Metrics] = []
         with pytest.raises(Exception, match="the driver dies"):
             self._run("first", stop_after=8)
@@ -222,7 +225,11 @@ class InterruptedSearch:
             if len(self.told) == stop_after:
                 raise KeyError("the driver dies")
 
-        config = SearchConfig(trials=6, space={"x": Range(uniform=(1.0, 9.0)), "epochs": 3})
+        config = SearchConfig(
+            trials=6,
+            searcher=self.searcher,
+            space={"x": Range(uniform=(1.0, 9.0)), "epochs": 3},
+        )
         return self.cluster.run_trials(
             ToyTrial,
             {"starts": self.folder / "starts"},
@@ -285,6 +292,25 @@ def test_search_killed_while_it_saved_tries_the_same_points(
     results = search.go_on()
     assert_whole(results)
     assert {str(result.hyperparameters["x"]) for result in results} == set(search.starts())
+
+
+def without_searcher(search: Path) -> None:
+    (state,) = search.glob("searcher-state-*.pkl")
+    state.unlink()
+
+
+def with_torn_searcher(search: Path) -> None:
+    (state,) = search.glob("searcher-state-*.pkl")
+    state.write_bytes(state.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", [without_snapshots, without_searcher, with_torn_searcher])
+def test_search_of_tpe_killed_while_it_saved_ends_whole(
+    cluster: RayCluster, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    search = InterruptedSearch(cluster, tmp_path, "tpe")
+    damage(search.snapshot)
+    assert_whole(search.go_on())
 
 
 _FOREIGN = """
