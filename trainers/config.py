@@ -323,6 +323,11 @@ class PretrainConfig(Schema):
         return 0.0 if self.optimizer == "muon" else self.gradient_clipping or 1.0
 
     @property
+    def window_shards(self) -> int:
+        """Most shards that a window and its neighbour's edge touch: blocks are cut anywhere."""
+        return 2 * self.shuffle_shards + 2
+
+    @property
     def global_batch_size(self) -> int:
         """Sequences in one optimizer step over all workers."""
         return self.global_batch_tokens // self.sequence_length

@@ -2,7 +2,8 @@
 
 Three passes, each a pure function of one piece of work, so that shards can be computed anywhere and
 at once: `clean_shard` reads the sources, `find_duplicates` compares the keys of one slice of all
-documents, `keep_shard` writes what is left. No pass holds more than a shard's keys in memory.
+documents, `keep_shard` writes what is left. No pass holds more keys in
+memory than those of one shard or one slice.
 """
 
 import logging

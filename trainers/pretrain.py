@@ -112,9 +112,7 @@ class _Session:
         self._share = share
         self._tokenizer = tokenizer.load(work.tokenizer)
         self._device = _device(execution, ranks)
-        # In a window and the next one: what is cut anywhere touches two shards.
-        keep = 2 * self._config.shuffle_shards + 2
-        self._sequences = TokenSequences(work.tokens, corpus.TRAIN, keep)
+        self._sequences = TokenSequences(work.tokens, corpus.TRAIN, self._config.window_shards)
         self._validation = TokenSequences(work.tokens, corpus.VALIDATION)
         _require_own_tokens(self._sequences, work)
         self._masking = _masking(work, self._tokenizer)

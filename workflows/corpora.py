@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers import cleaning, corpus, documents, pieces, tasks
-from trainers.config import CorpusConfig, SourceConfig
+from trainers.config import CorpusConfig
 from trainers.corpus import CleanedShard, Duplicates, KeptShard
 from trainers.errors import DataError
 from trainers.pieces import Shard
@@ -93,21 +93,28 @@ def _source_shards(context: StageContext) -> Iterator[tuple[Shard, Path | None]]
     Raises:
         DataError: other files are there than the plan has seen.
     """
-    spec = context.spec(CorpusSpec)
-    for number, source in enumerate(spec.corpus.sources):
-        made = context.input(key) if (key := f"source{number}") in spec.made else None
-        found = documents.expand(source.path, made or context.run.base, source.format)
-        if not made:
-            _require_planned(found, source, context.step.outside)
-        seen = pinned(source, context.step.outside)
-        for shard in pieces.cut(seen, number, found, spec.corpus.shard_bytes):
-            yield shard.relative_to(made) if made else shard, made
+    spec, planned = context.spec(CorpusSpec), context.step.outside
+    sources = list(enumerate(spec.corpus.sources))
+    made = {n: context.input(key) for n, _ in sources if (key := f"source{n}") in spec.made}
+    found = {
+        n: documents.expand(source.path, made.get(n, context.run.base), source.format)
+        for n, source in sources
+    }
+    _require_planned({file for n in found if n not in made for file in found[n]}, planned)
+    for number, source in sources:
+        root = made.get(number)
+        for shard in pieces.cut(
+            pinned(source, planned), number, found[number], spec.corpus.shard_bytes
+        ):
+            yield shard.relative_to(root) if root else shard, root
 
 
-def _require_planned(found: list[str], source: SourceConfig, planned: Mapping[str, str]) -> None:
-    names = {name.partition("@")[0] if source.format == "dataset" else name for name in planned}
-    new = [file for file in found if file not in names]
-    if new:
+def _require_planned(found: set[str], planned: Mapping[str, str]) -> None:
+    # Behind a hub name the plan has its revision.
+    names = {name if name in found else name.partition("@")[0] for name in planned}
+    changed = sorted(names ^ found)
+    if changed:
         raise DataError(
-            f"{new[0]}: this file came after the run was planned; run the same command again"
+            f"{changed[0]}: this file came or went after the run was planned; "
+            "run the same command again"
         )

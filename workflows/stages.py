@@ -110,7 +110,7 @@ def run_pretraining(context: StageContext) -> Facts:
         pretrain=spec.pretrain,
         base=context.run.base,
         tokenizer=context.input("tokenizer"),
-        tokens=context.stream("tokens", keep=4 * spec.pretrain.shuffle_shards + 4),
+        tokens=context.stream("tokens", keep=2 * spec.pretrain.window_shards),
         weights=tuple(spec.weights),
         output=context.output,
         checkpoints=attempt.work / _CHECKPOINTS,

@@ -16,6 +16,7 @@ from processes import PRETUNE, pretune, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+STEPS = ("--only", "tone.data", "--only", "corpus")
 SMALL_SHARDS = 12
 SHARDS = SMALL_SHARDS + 1
 SMALL_DOCUMENTS, LARGE_DOCUMENTS = 3_000, 20_000
@@ -44,10 +45,18 @@ def pipeline(tmp_path: Path) -> dict[str, Any]:
 
 def run_corpus(folder: Path) -> dict[str, Any]:
     """Compute the corpus and return the step's status."""
-    steps = ("--only", "tone.data", "--only", "corpus")
-    answer = pretune("run", "pipeline.yaml", *steps, "--json", folder=folder)
+    answer = pretune("run", "pipeline.yaml", *STEPS, "--json", folder=folder)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return status(folder)
+
+
+def caught_at_work(folder: Path, pipeline: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """A run whose large shard is under way, and some of its small ones done."""
+    write_pipeline(folder, pipeline)
+    command = [PRETUNE, "run", "pipeline.yaml", *STEPS]
+    run = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    wait_for(lambda: told(folder, "clean", "is done").total() >= 4)
+    return run
 
 
 def status(folder: Path) -> dict[str, Any]:
@@ -90,12 +99,7 @@ def digests(folder: Path) -> dict[str, Any]:
 def test_worker_that_is_killed_costs_its_shard_alone(
     pipeline: dict[str, Any], tmp_path: Path
 ) -> None:
-    write_pipeline(tmp_path, pipeline)
-    steps = ("--only", "tone.data", "--only", "corpus")
-    run = subprocess.Popen(
-        [PRETUNE, "run", "pipeline.yaml", *steps], cwd=tmp_path, stdout=subprocess.DEVNULL
-    )
-    wait_for(lambda: told(tmp_path, "clean", "is done").total() >= 4)
+    run = caught_at_work(tmp_path, pipeline)
     killed = workers("clean")
     for worker in killed:
         worker.kill()
@@ -111,12 +115,7 @@ def test_worker_that_is_killed_costs_its_shard_alone(
 def test_shards_that_a_killed_run_has_done_are_not_done_again(
     pipeline: dict[str, Any], tmp_path: Path
 ) -> None:
-    write_pipeline(tmp_path, pipeline)
-    steps = ("--only", "tone.data", "--only", "corpus")
-    run = subprocess.Popen(
-        [PRETUNE, "run", "pipeline.yaml", *steps], cwd=tmp_path, stdout=subprocess.DEVNULL
-    )
-    wait_for(lambda: told(tmp_path, "clean", "is done").total() >= 4)
+    run = caught_at_work(tmp_path, pipeline)
     # As when the machine goes down: the driver, its Ray and all workers at once.
     family = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
     for process in family:
