@@ -80,8 +80,14 @@ def parse_options() -> Options:
     return Options(**vars(given))
 
 
-def make_texts(size_bytes: int) -> list[str]:
-    """English-like documents of log-normal length whose words follow Zipf's law; seeded."""
+def make_texts(size_bytes: int, mean: float = 4.0, deviation: float = 1.0) -> list[str]:
+    """English-like documents of log-normal length whose words follow Zipf's law; seeded.
+
+    Args:
+        size_bytes: of all together.
+        mean: of the logarithm of a document's number of words.
+        deviation: of that logarithm.
+    """
     generator = random.Random(0)
     counts = Counter(word for text in topics.values() for word in text.split() if word.isalpha())
     words = [word for word, _ in counts.most_common()]
@@ -94,7 +100,7 @@ def make_texts(size_bytes: int) -> list[str]:
     weights = list(itertools.accumulate(1 / (rank + 2.7) for rank in range(len(words))))
     texts: list[str] = []
     while size_bytes > 0:
-        length = 1 + int(generator.lognormvariate(4.0, 1.0))
+        length = 1 + int(generator.lognormvariate(mean, deviation))
         drawn = generator.choices(words, cum_weights=weights, k=length)
         drawn[::12] = [word.capitalize() + "," for word in drawn[::12]]
         drawn[-1] += f" {generator.randrange(3000)}."

@@ -29,7 +29,7 @@ def check(config: ClusterConfig, capacity: Capacity, own_steps: Mapping[str, Wor
         CapacityError: names the setting, what it asks for and what there is.
     """
     wanted: list[tuple[str, WorkerConfig, int]] = [
-        ("cluster.pretrain", config.pretrain, config.pretrain.workers),
+        ("cluster.pretrain", config.pretrain, config.pretrain.least_workers),
         ("cluster.trials", config.trials, 1),
         *((f"steps.{name}.resources", worker, 1) for name, worker in own_steps.items()),
     ]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -25,14 +25,61 @@ class WorkerConfig(Schema):
     """GPUs of one process; a fraction shares one."""
 
 
+class WorkerRange(Schema):
+    """As many workers as there is room for, within bounds."""
+
+    min: PositiveInt
+    """With fewer, training waits for more."""
+
+    max: PositiveInt
+    """More are not used."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) must not be above max ({self.max})")
+        return self
+
+
+def _number_or_range(value: Any) -> str:
+    """Pydantic then tells what is wrong with the one that was meant, and nothing of the other."""
+    return "WorkerRange" if isinstance(value, dict | WorkerRange) else "constrained-int"
+
+
+Workers = Annotated[
+    Annotated[PositiveInt, Tag("constrained-int")] | Annotated[WorkerRange, Tag("WorkerRange")],
+    Discriminator(_number_or_range),
+]
+
+
 class GangConfig(WorkerConfig):
     """Processes that train one model together."""
 
-    workers: PositiveInt = 1
-    """Processes; each holds one rank."""
+    workers: Workers = 1
+    """Processes; each holds one rank. A number, or `{min: 1, max: 4}`: training goes on with fewer
+    when nodes go, and with more when they come."""
 
-    micro_batch_size: PositiveInt | None = None
-    """Sequences of one forward pass on one worker; derived when absent. Changes no result."""
+    micro_batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Sequences of one forward pass on one worker. `auto` begins with a worker's whole share of the
+    global batch and halves it when memory does not suffice. The global batch stays the same."""
+
+    hang_after_s: PositiveFloat = 120.0
+    """Least seconds without a step after which a rank counts as hung and is ended; where steps are
+    slow, ten times the slowest recent one."""
+
+    @property
+    def least_workers(self) -> int:
+        """With fewer, nothing is trained."""
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        """More are not used."""
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    device_memory_gb: PositiveFloat | None = None
+    """Memory of one GPU, or of one worker's share of a machine, in GB; with it `plan` warns of what
+    cannot fit."""
 
 
 class RetryConfig(Schema):
@@ -42,7 +89,8 @@ class RetryConfig(Schema):
     """Times a step, a gang or a trial is started before it counts as failed."""
 
     delay_s: Annotated[float, Field(ge=0.0)] = 2.0
-    """Pause before the second attempt; doubles with each further one."""
+    """Pause before the second attempt; doubles with each further one. A gang starts again without:
+    its new processes take longer."""
 
 
 class StepConfig(Schema):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cluster.config import RetryConfig
-from cluster.interface import WorkerLostError
+from cluster.interface import NodeLeavingError, WorkerLostError
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ def decide(error: Exception, *, attempt: int, retry: RetryConfig) -> Retry | Giv
 
     Args:
         error: what ended the attempt.
-        attempt: how many attempts were made, this one included.
+        attempt: how many attempts were made, this one included; those that a node's announced
+            end cut short do not count.
         retry: the user's rule.
     """
+    if isinstance(error, NodeLeavingError):
+        return Retry(0.0)
     if not isinstance(error, WorkerLostError):
         return GiveUp(str(error))
     if attempt >= retry.max_attempts:

@@ -1,18 +1,32 @@
 """Ray Train: N workers around one function."""
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import ray.train
 from ray.exceptions import RayActorError, RayError
-from ray.train import RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+from ray.util.metrics import Gauge
 
-from cluster.config import GangConfig
-from cluster.interface import Metrics, Reporter, TaskFailedError, WorkerLostError
+from cluster import failures
+from cluster.config import GangConfig, RetryConfig
+from cluster.failures import GiveUp, Retry
+from cluster.interface import (
+    Metrics,
+    NodeLeavingError,
+    Reporter,
+    TaskFailedError,
+    WorkerLostError,
+)
 from cluster.logs import redirected
+
+logger = logging.getLogger(__name__)
 
 # Ray Train raises these for a worker that is gone; their module is not public.
 _LOST_WORKER_ERRORS = {"WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError"}
@@ -22,6 +36,15 @@ _LOST_PEER_SIGNS = (
     "Connection reset by peer",
     "remote process exited",
 )
+_LEAVING_ERROR = "LeavingError"
+
+# Seconds between looks at the workers; Ray Train's two would delay each restart by one on average.
+_POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# Seconds until workers that are nowhere to be placed are counted anew: a node that died passes for
+# alive for a while. It bounds the placement alone, not what the workers do when they start.
+_ELASTIC_PLACEMENT = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+# A resize ends the workers unasked and costs a restart and the steps since the last checkpoint.
+_RESIZE_EVERY_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -36,9 +59,21 @@ class RankReporter:
     on_report: Callable[[Metrics], None]
 
     def report(self, metrics: Metrics) -> None:
-        """Take one rank's metrics."""
+        """Take one rank's metrics; rank 0's are Ray's metrics, too."""
         if self.rank == 0:
+            for name, value in metrics.items():
+                _gauge(name).set(float(value))
             self.on_report(metrics)
+
+    def is_leaving(self) -> bool:
+        """Whether a node that holds a rank is being drained: see `Reporter.is_leaving`."""
+        return ray.train.get_preemption_info() is not None
+
+
+@cache
+def _gauge(name: str) -> Gauge:
+    """One for each name and process: Ray refuses a second."""
+    return Gauge(f"pretune_{name}", description=f"{name} of the gang that trains")
 
 
 @dataclass(frozen=True)
@@ -55,51 +90,121 @@ class _Rank:
             self.function(RankReporter(rank, self.on_report))
 
 
+class _Judge(UserCallback):  # type: ignore[misc]
+    """Decides in Ray Train's controller whether a gang that ended badly is started again.
+
+    Ray Train itself counts what the code raised and what the cluster broke alike. It is told to
+    retry everything, and an error raised here ends it. So the controller, which also resizes the
+    gang, outlives a lost worker.
+    """
+
+    def __init__(self, retry: RetryConfig, log: Path) -> None:
+        self._retry, self._log = retry, log
+        self._attempts = 0
+
+    def after_exception(
+        self,
+        run_context: object,
+        worker_exceptions: Mapping[int, BaseException],
+    ) -> None:
+        """Go on silently for another attempt.
+
+        Raises:
+            TaskFailedError, WorkerLostError: there shall be none.
+        """
+        error = _translated(worker_exceptions)
+        if not isinstance(error, NodeLeavingError):
+            self._attempts += 1
+        match failures.decide(error, attempt=self._attempts, retry=self._retry):
+            case Retry():
+                with redirected(self._log):
+                    logger.warning("the gang ended with %s; starting it again", error)
+            case GiveUp():
+                raise error
+
+
 def run(
     function: Callable[[Reporter], None],
     gang: GangConfig,
+    retry: RetryConfig,
     *,
     name: str,
     directory: str,
     log: Path,
     on_report: Callable[[Metrics], None],
 ) -> None:
-    """Run `function` once on every rank of `gang`; one attempt, no retries.
+    """Run `function` on every rank of `gang` until all have ended well.
 
     Raises:
         TaskFailedError: a rank raised.
-        WorkerLostError: a process or node was lost.
+        WorkerLostError: processes or nodes were lost more often than `retry` allows.
     """
-    resources = {"CPU": gang.cpus, "GPU": gang.gpus}
+    os.environ.setdefault(*_POLL)
+    if gang.least_workers < gang.most_workers:
+        os.environ.setdefault(*_ELASTIC_PLACEMENT)
     trainer = TorchTrainer(
         _Rank(function, log, on_report),
         torch_config=TorchConfig(backend="nccl" if gang.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=gang.workers, use_gpu=bool(gang.gpus), resources_per_worker=resources
+        scaling_config=_scaling(gang),
+        run_config=RunConfig(
+            name=name,
+            storage_path=directory,
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[_Judge(retry, log)],
         ),
-        run_config=RunConfig(name=name, storage_path=directory),
     )
     try:
         trainer.fit()
-    except WorkerGroupError as error:
-        raise _translated(error) from error
+    except ControllerError as error:
+        cause = error.controller_failure
+        if isinstance(cause, TaskFailedError | WorkerLostError):
+            raise cause from error
+        raise WorkerLostError(f"{type(cause).__name__}: {cause}") from error
     except (TrainingFailedError, RayActorError) as error:
         raise WorkerLostError(f"{type(error).__name__}: {error}") from error
 
 
-def _translated(error: WorkerGroupError) -> TaskFailedError | WorkerLostError:
+def _scaling(gang: GangConfig) -> ScalingConfig:
+    least, most = gang.least_workers, gang.most_workers
+    return ScalingConfig(
+        num_workers=most if least == most else (least, most),
+        use_gpu=bool(gang.gpus),
+        resources_per_worker={"CPU": gang.cpus, "GPU": gang.gpus},
+        elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
+    )
+
+
+def _translated(causes: Mapping[int, BaseException]) -> TaskFailedError | WorkerLostError:
     """The cause among the ranks' errors: when one dies, the others fail in its wake."""
-    causes = error.worker_failures
-    lost = [rank for rank, cause in causes.items() if _is_lost(cause)]
-    if lost:
-        return WorkerLostError(f"rank {lost[0]} of the gang was lost: {causes[lost[0]]}")
+    leaving = [cause for cause in causes.values() if _is_leaving(cause)]
+    if leaving:
+        return NodeLeavingError(str(leaving[0]))
+    for rank, cause in causes.items():
+        if _is_dead(cause):
+            return WorkerLostError(f"rank {rank} of the gang was lost: {_first_line(cause)}")
+    for rank, cause in causes.items():
+        if any(sign in str(cause) for sign in _LOST_PEER_SIGNS):
+            return WorkerLostError(f"rank {rank} of the gang lost a peer: {_first_line(cause)}")
     return TaskFailedError.of(next(iter(causes.values())))
 
 
-def _is_lost(cause: BaseException) -> bool:
-    """Whether a rank's error says that a process died, its own or a peer's."""
-    return (
-        isinstance(cause, RayError)
-        or type(cause).__name__ in _LOST_WORKER_ERRORS
-        or any(sign in str(cause) for sign in _LOST_PEER_SIGNS)
-    )
+def _death(cause: BaseException) -> BaseException:
+    """What Ray says of a worker that is gone, out of what Ray Train wraps it in."""
+    found: BaseException = getattr(cause, "health_check_failure", cause)
+    return found
+
+
+def _is_leaving(cause: BaseException) -> bool:
+    """Whether a rank ended because its node was announced to go, with or without saving."""
+    died = _death(cause)
+    was_preempted = isinstance(died, RayActorError) and died.preempted
+    return was_preempted or type(cause).__name__ == _LEAVING_ERROR
+
+
+def _is_dead(cause: BaseException) -> bool:
+    """Whether a rank's error says that its process is gone."""
+    return isinstance(cause, RayError) or type(cause).__name__ in _LOST_WORKER_ERRORS
+
+
+def _first_line(cause: BaseException) -> str:
+    return (str(_death(cause)).strip().splitlines() or [""])[0]

@@ -14,6 +14,10 @@ class WorkerLostError(RuntimeError):
     """The cluster lost the process or node that did the work; doing it again may help."""
 
 
+class NodeLeavingError(WorkerLostError):
+    """A node is about to go, and the work was saved before; it goes on elsewhere."""
+
+
 class UnreachableError(ConnectionError):
     """There is no cluster at the address that was given."""
 
@@ -95,6 +99,12 @@ class Reporter(Protocol):
     def report(self, metrics: Metrics) -> None:
         """Take metrics. Collective: every rank calls it the same number of times."""
 
+    def is_leaving(self) -> bool:
+        """Whether the node of any rank is about to go; then save, and raise `LeavingError`.
+
+        Collective, and the same on all ranks: every rank calls it the same number of times.
+        """
+
 
 class Trial(Protocol):
     """One slot of a search: a process that tries one configuration after another."""
@@ -174,7 +184,9 @@ class Cluster(Protocol):
 
         `directory` is a folder or URL that every node sees. Rank 0's reports reach `on_report`, in
         rank 0's process. A lost worker restarts the whole gang, which is to go on from what it
-        saved.
+        saved; with a range of workers, with as many as there is room for. A rank that raises an
+        error called `LeavingError`, because `Reporter.is_leaving`, has the gang started again
+        elsewhere, which counts as no attempt.
 
         Raises:
             TaskFailedError: a rank raised.

@@ -44,6 +44,10 @@ class CallbackReporter:
         """Take one rank's metrics."""
         self.on_report(metrics)
 
+    def is_leaving(self) -> bool:
+        """Never: there is no other node to go on with."""
+        return False
+
 
 class LocalCluster:
     """Implements `cluster.interface.Cluster` without processes.

@@ -143,22 +143,15 @@ class RayCluster:
         """Ray Train around `function`; see `cluster.interface.Cluster.run_gang`."""
         from cluster import gang  # imports torch, which workers of a map have no use for
 
-        attempt = 1
-        while True:
-            try:
-                gang.run(
-                    function,
-                    gang_config,
-                    name=f"{name}-{attempt}",
-                    directory=directory,
-                    log=log,
-                    on_report=on_report,
-                )
-            except WorkerLostError as error:
-                self._pause_or_raise(error, attempt, [])
-                attempt += 1
-            else:
-                return
+        gang.run(
+            function,
+            gang_config,
+            self._retry,
+            name=name,
+            directory=directory,
+            log=log,
+            on_report=on_report,
+        )
 
     def run_trials(
         self,

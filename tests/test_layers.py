@@ -36,11 +36,11 @@ def test_package_imports_only_what_its_room_may_know(package: str) -> None:
     assert wrong == {}
 
 
-def test_only_the_engine_imports_deepspeed() -> None:
+def test_only_the_engine_and_its_setup_import_deepspeed() -> None:
     users = {
         path.name for path in (ROOT / "trainers").glob("*.py") if "deepspeed" in imported(path)
     }
-    assert users == {"engine.py"}
+    assert users == {"deepspeed_engine.py", "deepspeed_setup.py"}
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
-"""One optimizer step over micro-batches: with DeepSpeed on many workers, in plain torch on one.
+"""One optimizer step over micro-batches: what the loop drives, and its form in plain torch.
 
-The only module that imports deepspeed. Both engines have the same methods, so the loop, the
-trials and the tests do not know which one they drive.
+DeepSpeed's form, on many workers, is in `deepspeed_engine`. Both have the same methods, so the
+loop, the trials and the tests do not know which one they drive.
 """
 
+import math
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,14 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainers.config import ZeroConfig
+from trainers.errors import DataError
+from trainers.pretrain_config import Precision, PretrainConfig
 from trainers.segments import Batch
-from trainers.zero import deepspeed_config
 
 LossFunction = Callable[[nn.Module, Batch], Tensor]
+Accept = Callable[[float, float], bool]
+"""Told the loss and the gradient norm of a step, both over all ranks, says whether it is taken."""
+Write = Callable[[Any, Path], None]
+"""Writes a state to a file, now or soon."""
 
 _STATE = "state.pt"
-_TAG = "state"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -40,33 +46,78 @@ class Ranks:
         return cls(*(int(os.environ.get(n, d)) for n, d in zip(names, defaults, strict=True)))
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What became of one optimizer step."""
+
+    loss: Tensor
+    """Mean over the micro-batches: of all ranks where the step was judged, else of this one."""
+    gradient_norm: float | None = None
+    """Over all ranks and before clipping; None where nobody asked for it."""
+    is_applied: bool = True
+    """Whether weights and optimizer state were changed."""
+
+
+@dataclass
+class Clock:
+    """Seconds that the steps of an engine took so far, as this rank's Python saw them.
+
+    A GPU works behind Python: there the optimizer's kernels count where they are waited for.
+    """
+
+    forward_backward: float = 0.0
+    """Forward and backward passes, gradients and the loss brought together."""
+    optimizer: float = 0.0
+    """Gradient norm, clipping, update; with ZeRO the weights gathered again."""
+
+
 class Engine(Protocol):
     """What the training loop drives."""
 
     module: nn.Module
     device: torch.device
+    clock: Clock
+    layout: Mapping[str, Any]
+    """What a checkpoint must have been written with to be loaded; JSON-able."""
+    before_update: Callable[[], None]
+    """Called before weights or optimizer state change in a step."""
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Before a step; groups scale it."""
 
-    def step(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """One optimizer step; the mean loss over this rank's micro-batches, not synchronised."""
+    def compile(self) -> None:
+        """Have torch.compile translate the module at its next call; names stay as they are."""
+
+    def step(self, micro_batches: Sequence[Batch], accept: Accept | None = None) -> StepResult:
+        """One optimizer step; with `accept` it waits for the gradient and is taken if it may be.
+
+        All ranks get the same loss and norm, so that all decide alike.
+        """
 
     def mean(self, value: Tensor) -> float:
         """The mean over all ranks. Collective."""
 
-    def save(self, directory: Path) -> None:
-        """Write everything `load` needs. Collective."""
+    def save(self, directory: Path, write: Write = torch.save) -> None:
+        """Give `write` everything `load` needs. Collective."""
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote with the same number of ranks. Collective."""
+
+    def load_of_others(self, directory: Path, converted: Path, *, converts: bool) -> None:
+        """Go on from what another number of ranks wrote. Collective.
+
+        Args:
+            directory: what was given to `save`.
+            converted: a folder that does not exist yet, for files in between.
+            converts: whether this rank writes them; others read them.
+        """
 
     def weights(self) -> dict[str, Tensor]:
         """Whole parameters on the CPU, tied ones once; on rank 0, elsewhere empty. Collective."""
 
 
 class PlainEngine:
-    """One process, one device."""
+    """One process, one device. Weights are fp32; forward passes run in `precision` (autocast)."""
 
     def __init__(
         self,
@@ -76,156 +127,118 @@ class PlainEngine:
         *,
         gradient_clipping: float,
         device: torch.device,
+        precision: Precision = "fp32",
     ) -> None:
+        if precision == "fp16" and device.type == "cpu":
+            raise DataError(
+                "pretrain.precision: fp16 does not run on this cpu; set bf16, fp32 or auto"
+            )
         self.module, self.device = module.to(device), device
+        self._dtype = _DTYPES[precision]
+        # Scales the loss where fp16 would lose small gradients; else it does nothing.
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._optimizer, self._loss_function = optimizer, loss_function
         self._gradient_clipping = gradient_clipping
+        self.clock = Clock()
+        self.layout: Mapping[str, Any] = {
+            "kind": "plain torch",
+            "optimizer": type(optimizer).__name__,
+        }
+        self.before_update: Callable[[], None] = nothing
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Before a step; groups scale it."""
-        _set_learning_rate(self._optimizer, learning_rate)
+        set_learning_rate_of(self._optimizer, learning_rate)
 
-    def step(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """One optimizer step; the mean loss over the micro-batches."""
+    def compile(self) -> None:
+        """Have torch.compile translate the module at its next call; names stay as they are."""
+        self.module.compile()
+
+    def step(self, micro_batches: Sequence[Batch], accept: Accept | None = None) -> StepResult:
+        """One optimizer step over all micro-batches."""
+        started = time.perf_counter()
         losses = []
         for batch in micro_batches:
-            loss = self._loss_function(self.module, _to(batch, self.device))
-            (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
+            with torch.autocast(self.device.type, self._dtype, self._dtype != torch.float32):
+                loss = self._loss_function(self.module, to_device(batch, self.device))
+            self._scaler.scale(loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        if self._gradient_clipping:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self._gradient_clipping)
-        self._optimizer.step()
+        mean = torch.stack(losses).mean()
+        between = time.perf_counter()
+        self.before_update()
+        result = self._update(mean, accept)
         self._optimizer.zero_grad(set_to_none=True)
-        return torch.stack(losses).mean()
+        self.clock.forward_backward += between - started
+        self.clock.optimizer += time.perf_counter() - between
+        return result
+
+    def _update(self, loss: Tensor, accept: Accept | None) -> StepResult:
+        norm = None
+        if accept is not None or self._gradient_clipping:
+            self._scaler.unscale_(self._optimizer)
+            largest = self._gradient_clipping or math.inf
+            norm = nn.utils.clip_grad_norm_(self.module.parameters(), largest)
+        if accept is None or norm is None:
+            self._take_step()
+            return StepResult(loss)
+        if self._scaler.is_enabled() and loss.isfinite() and not norm.isfinite():
+            self._take_step()  # it is not taken: that is how the loss scale is found
+            return StepResult(loss, math.inf, is_applied=False)
+        is_accepted = accept(float(loss), float(norm))
+        if is_accepted:
+            self._take_step()
+        return StepResult(loss, float(norm), is_accepted)
+
+    def _take_step(self) -> None:
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
 
     def mean(self, value: Tensor) -> float:
         """The value itself: there is one rank."""
         return float(value)
 
-    def save(self, directory: Path) -> None:
-        """Write weights and optimizer state."""
-        state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict()}
-        torch.save(state, directory / _STATE)
+    def save(self, directory: Path, write: Write = torch.save) -> None:
+        """Give `write` weights, optimizer and loss scale."""
+        state = {
+            "module": self.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+        write(state, directory / _STATE)
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
         state = torch.load(directory / _STATE, map_location=self.device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def load_of_others(self, directory: Path, converted: Path, *, converts: bool) -> None:
+        """Go on from what `save` wrote: no other number of ranks has an engine of this kind."""
+        self.load(directory)
 
     def weights(self) -> dict[str, Tensor]:
         """Whole parameters on the CPU, tied ones once."""
         return {name: p.detach().cpu() for name, p in self.module.named_parameters()}
 
 
-class DeepSpeedEngine:
-    """One rank of a process group that torch has already set up."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizer: Optimizer,
-        loss_function: LossFunction,
-        *,
-        zero: ZeroConfig,
-        micro_batch_size: int,
-        micro_batches: int,
-        precision: str,
-        gradient_clipping: float,
-        device: torch.device,
-    ) -> None:
-        deepspeed = _import_deepspeed(device)
-        self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=module.to(device),
-            optimizer=optimizer,
-            config=deepspeed_config(
-                zero,
-                micro_batch_size=micro_batch_size,
-                micro_batches=micro_batches,
-                precision=precision,
-                gradient_clipping=gradient_clipping,
-                uses_muon=type(optimizer).__name__ == "MuonWithAuxAdam",
-            ),
-        )
-        self.module: nn.Module = self._engine.module
-        self.device, self._loss_function = device, loss_function
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Before a step; groups scale it."""
-        _set_learning_rate(self._optimizer, learning_rate)
-
-    def step(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """One optimizer step; the mean loss over this rank's micro-batches."""
-        losses = []
-        for batch in micro_batches:
-            loss = self._loss_function(self._engine, _to(batch, self.device))
-            self._engine.backward(loss)
-            self._engine.step()
-            losses.append(loss.detach())
-        return torch.stack(losses).mean()
-
-    def mean(self, value: Tensor) -> float:
-        """The mean over all ranks. Collective."""
-        total = value.detach().clone().float()
-        torch.distributed.all_reduce(total)
-        return float(total) / torch.distributed.get_world_size()
-
-    def save(self, directory: Path) -> None:
-        """Every rank writes its shard. Collective."""
-        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
-
-    def load(self, directory: Path) -> None:
-        """Every rank reads its shard. Collective."""
-        path, _ = self._engine.load_checkpoint(
-            str(directory), tag=_TAG, load_lr_scheduler_states=False
-        )
-        if path is None:  # DeepSpeed warns and goes on from scratch; we do not
-            raise RuntimeError(f"DeepSpeed found no checkpoint in {directory}")
-
-    def weights(self) -> dict[str, Tensor]:
-        """Whole parameters on the CPU of rank 0, gathered one at a time. Collective."""
-        import deepspeed
-
-        whole: dict[str, Tensor] = {}
-        is_first = torch.distributed.get_rank() == 0
-        for name, parameter in self.module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter]):
-                if is_first:
-                    whole[name] = parameter.detach().cpu().clone()
-        return whole
+def nothing() -> None:
+    """What `before_update` is while nobody copies the state."""
 
 
-def muon(groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
-    """DeepSpeed's Muon with AdamW beside it, for either engine; see `optim.muon_groups`."""
-    _import_deepspeed(device)
-    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
-
-    optimizer: Optimizer = MuonWithAuxAdam(groups)
-    return optimizer
-
-
-def _import_deepspeed(device: torch.device) -> Any:
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # Muon's kernels are marked for torch.compile, which on a CPU needs a C++ compiler.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    import deepspeed
-    import deepspeed.ops
-
-    if device.type == "cpu":
-        # On a CPU DeepSpeed tries out which C++ ops would compile, then compiles a shared-memory
-        # all-reduce that only inference calls (`comm.inference_all_reduce`). With no op declared
-        # compatible it does neither: training needs no compiler and pays for none.
-        deepspeed.ops.__compatible_ops__ = {}
-    if torch.distributed.is_initialized() and not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
-    return deepspeed
-
-
-def _set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+def set_learning_rate_of(optimizer: Any, learning_rate: float) -> None:
+    """Before a step; groups scale it."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["scale"]
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def precision_of(config: PretrainConfig, device: torch.device) -> Precision:
+    """bf16 where the accelerator has it; fp32 on a CPU, where bf16 is emulated and far slower."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers import loop, metrics, model, optim, tasks, tokenizer
-from trainers.config import ScheduleConfig
+from trainers import loop, metrics, model, optim, schedules, tasks, tokenizer
 from trainers.engine import PlainEngine
 from trainers.predict import Prediction, Predictor, probabilities
+from trainers.pretrain_config import ScheduleConfig
 from trainers.segments import IGNORED_LABEL, Batch
 from trainers.task_config import Hyperparameters, TaskConfig
 from trainers.tasks import Encoded, Examples, collate
@@ -121,7 +121,7 @@ class FineTuning:
             device=self._device,
         )
         self._steps_per_epoch = math.ceil(len(inputs.train) / settings.batch_size)
-        self._learning_rate = optim.schedule(
+        self._learning_rate = schedules.learning_rate(
             ScheduleConfig(name="linear", warmup=settings.warmup),
             peak=settings.learning_rate,
             total_steps=settings.epochs * self._steps_per_epoch,
@@ -145,7 +145,7 @@ class FineTuning:
             steps=range(first, first + len(order)),
             learning_rate=self._learning_rate,
             seed=settings.seed,
-            after_step=lambda _, loss: losses.append(loss),
+            after_step=lambda _, result: losses.append(result.loss),
         )
         self.epoch += 1
         return float(torch.stack(losses).mean())

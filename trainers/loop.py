@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
-from trainers.engine import Engine
+from trainers.engine import Accept, Engine, StepResult
 from trainers.segments import Batch
 
 
@@ -16,7 +15,8 @@ def train(
     steps: range,
     learning_rate: Callable[[int], float],
     seed: int,
-    after_step: Callable[[int, Tensor], None],
+    after_step: Callable[[int, StepResult], None],
+    accept: Accept | None = None,
 ) -> None:
     """Run the optimizer steps `steps`.
 
@@ -29,11 +29,11 @@ def train(
         steps: which steps to run.
         learning_rate: by step.
         seed: of this training and rank.
-        after_step: is told each finished step and this rank's loss; may evaluate, report, save.
+        after_step: is told each finished step and what became of it; may evaluate, report, save.
+        accept: judges each step before it is taken, as in `Engine.step`.
     """
     engine.module.train()
     for step in steps:
         torch.manual_seed(seed * 1_000_003 + step)
         engine.set_learning_rate(learning_rate(step))
-        loss = engine.step(read(step))
-        after_step(step, loss)
+        after_step(step, engine.step(read(step), accept))

@@ -1,8 +1,10 @@
 """`transformers` models: from a configuration or a checkpoint, per objective and per task."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -13,16 +15,17 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from trainers import segments
 from trainers.config import POSITION_FIELDS, ModelConfig, Objective
 from trainers.errors import DataError
+from trainers.pretrain_config import Attention
 from trainers.task_config import TaskType
 
 # A bar for each file read or written says nothing in a log and disturbs a terminal.
@@ -37,35 +40,56 @@ _HEAD_OF_TASK = {
 }
 
 
+class Construction(Protocol):
+    """How the modules of a model come to be: spread over ranks, for example."""
+
+    def new(self, build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """What `build` makes, with random weights."""
+
+    def existing(self, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """What `load` makes, with the weights it reads."""
+
+
 def for_pretraining(
     config: ModelConfig,
     base: Path,
     tokenizer: PreTrainedTokenizerBase,
     sequence_length: int,
     seed: int,
+    *,
+    attention: Attention | None = None,
+    construction: Construction | None = None,
 ) -> PreTrainedModel:
     """The model to pretrain: new from its configuration, or an existing one to go on with.
+
+    Args:
+        config: the user's section.
+        base: folder of the pipeline file, for `model.from`.
+        tokenizer: of the tokens it will see.
+        sequence_length: of training.
+        seed: of new weights.
+        attention: how attention is computed; None is what `transformers` takes.
+        construction: how modules come to be; None makes them whole in this process.
 
     Raises:
         DataError: the configuration does not describe a model that fits tokenizer and sequences.
     """
-    head = _HEAD_OF_OBJECTIVE[config.objective]
-    torch.manual_seed(seed)
     if config.from_:
-        model: PreTrainedModel = head.from_pretrained(str(base / config.from_), dtype=torch.float32)
-        network = model.config
+        model = _existing_model(config, base, attention, construction)
     else:
-        network, model = _new_model(config, tokenizer, sequence_length)
+        model = _new_model(config, tokenizer, sequence_length, seed, attention, construction)
+    network = model.config
     if network.vocab_size < len(tokenizer):
         raise DataError(
             f"the model's vocabulary ({network.vocab_size}) is smaller than the tokenizer's "
             f"({len(tokenizer)}); use the model's own tokenizer: tokenizer.from"
         )
-    positions = getattr(network, "max_position_embeddings", sequence_length)
+    first = segments.first_position(model)
+    positions = getattr(network, "max_position_embeddings", first + sequence_length) - first
     if sequence_length > positions:
         raise DataError(
             f"pretrain.sequence_length {sequence_length} is longer than the model's {positions} "
-            "positions; lower it"
+            f"positions{_positions_not_used(first)}; lower it"
         )
     if hasattr(network, "use_cache"):
         network.use_cache = False  # a cache of keys and values is for generation
@@ -150,10 +174,21 @@ def load_backbone(model: PreTrainedModel, weights: Weights) -> None:
 def weights_of(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Configuration and weights of a Hugging Face folder, as plain values to hand to workers."""
     config = AutoConfig.from_pretrained(str(directory))
-    tensors = load_file(str(directory / "model.safetensors"))
     # NumPy has no bfloat16; trials train in fp32.
-    weights = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    weights = {
+        name: tensor.float().numpy()
+        for file in _weight_files(directory)
+        for name, tensor in load_file(str(directory / file)).items()
+    }
     return config.to_dict(), weights
+
+
+def _weight_files(directory: Path) -> list[str]:
+    """Names of the files of a Hugging Face folder's weights: one, or those its index lists."""
+    index = directory / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        return [SAFE_WEIGHTS_NAME]
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
 
 def with_labels(network: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
@@ -205,25 +240,69 @@ def reads_left_to_right(network: Mapping[str, Any]) -> bool:
     return network["model_type"] not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def _new_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int
-) -> tuple[PreTrainedConfig, PreTrainedModel]:
-    is_stated = any(field in config.config for field in POSITION_FIELDS)
-    settings = {
-        # Beside `n_positions` transformers would let this one win.
-        **({} if is_stated else {"max_position_embeddings": sequence_length}),
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        **config.config,
-    }
-    assert config.architecture is not None  # the schema's validator saw to it
+def _existing_model(
+    config: ModelConfig,
+    base: Path,
+    attention: Attention | None,
+    construction: Construction | None,
+) -> PreTrainedModel:
+    folder = str(base / str(config.from_))
     try:
+        load = partial(
+            _HEAD_OF_OBJECTIVE[config.objective].from_pretrained,
+            folder,
+            dtype=torch.float32,
+            attn_implementation=attention,
+        )
+        model: PreTrainedModel = construction.existing(load) if construction else load()
+    except (ImportError, OSError, ValueError) as error:
+        raise DataError(f"model.from: {folder}: {_in_one_line(error)}") from error
+    return model
+
+
+def _new_model(
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+    seed: int,
+    attention: Attention | None,
+    construction: Construction | None,
+) -> PreTrainedModel:
+    is_stated = any(field in config.config for field in POSITION_FIELDS)
+
+    def build(positions: int) -> PreTrainedModel:
+        settings = {
+            # Beside `n_positions` transformers would let this one win.
+            **({} if is_stated else {"max_position_embeddings": positions}),
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **config.config,
+        }
         network = AutoConfig.for_model(config.architecture, **settings)
-        return network, _HEAD_OF_OBJECTIVE[config.objective].from_config(network)
+        torch.manual_seed(seed)
+        head = _HEAD_OF_OBJECTIVE[config.objective]
+        make = partial(head.from_config, network, attn_implementation=attention)
+        model: PreTrainedModel = construction.new(make) if construction else make()
+        return model
+
+    try:
+        model = build(sequence_length)
+        first = segments.first_position(model)
+        return build(first + sequence_length) if first and not is_stated else model
     except Exception as error:  # families complain in many ways, all about what the user wrote
-        raise DataError(f"model: {config.architecture} with {config.config}: {error}") from error
+        raise DataError(
+            f"model: {config.architecture} with {config.config}: {_in_one_line(error)}"
+        ) from error
+
+
+def _positions_not_used(first: int) -> str:
+    return f" (the first {first} of its max_position_embeddings are not used)" if first else ""
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _logits_packed_alone(

@@ -1,14 +1,12 @@
-"""Parameter groups, layer-wise learning rates and schedules."""
+"""Parameter groups: which parameters decay, and with which learning rates."""
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
-
-from trainers.config import ScheduleConfig
 
 _LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 
@@ -21,7 +19,11 @@ def adamw(
     betas: tuple[float, float],
     layer_decay: float = 1.0,
 ) -> AdamW:
-    """AdamW (arXiv:1711.05101) over the trainable parameters; matrices decay, the rest does not.
+    """AdamW (arXiv:1711.05101) over the trainable parameters.
+
+    Matrices decay; norms, biases and embeddings do not, nor does a head that shares the weights of
+    an embedding: a decayed embedding is pulled to zero in every step, also for those tokens that
+    did not occur in it.
 
     Each group carries `scale`, its learning rate as a share of the scheduled one.
     """
@@ -40,14 +42,17 @@ def muon_groups(
     arXiv:2502.16982, eq. 4. Tags every parameter with `use_muon`, which ZeRO reads.
     """
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    embeddings = embedding_parameters(module)
     for name, parameter in module.named_parameters():
-        use_muon = parameter.dim() == 2 and _layer(name) is not None
+        shape = whole_shape(parameter)
+        is_matrix = len(shape) >= 2 and id(parameter) not in embeddings
+        use_muon = is_matrix and len(shape) == 2 and _layer(name) is not None
         parameter.use_muon = use_muon  # type: ignore[attr-defined]
         scale = 1.0
         if use_muon:
-            rows, columns = parameter.shape
+            rows, columns = shape
             scale = 0.2 * math.sqrt(max(rows, columns) / max(1.0, rows / columns))
-        decay = weight_decay if parameter.dim() >= 2 else 0.0
+        decay = weight_decay if is_matrix else 0.0
         groups.setdefault((use_muon, decay, scale), []).append(parameter)
     adam = {"betas": betas, "eps": 1e-8}
     return [
@@ -63,39 +68,29 @@ def muon_groups(
     ]
 
 
-def schedule(config: ScheduleConfig, *, peak: float, total_steps: int) -> Callable[[int], float]:
-    """The learning rate by step: linear warm-up to `peak`, then the configured shape.
-
-    Source of the cosine: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 with one cycle.
-    """
-    warmup_steps = round(config.warmup * total_steps)
-
-    def learning_rate(step: int) -> float:
-        if step < warmup_steps:
-            return peak * (step + 1) / warmup_steps
-        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        match config.name:
-            case "cosine":
-                share = (1 + math.cos(math.pi * progress)) / 2
-            case "linear":
-                share = 1 - progress
-            case "constant":
-                return peak
-        return peak * (config.floor + (1 - config.floor) * share)
-
-    return learning_rate
-
-
 def _groups(module: nn.Module, weight_decay: float, layer_decay: float) -> Iterable[dict[str, Any]]:
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     depth = 1 + max((_layer(name) or 0 for name, _ in trainable), default=0)
+    embeddings = embedding_parameters(module)
     grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trainable:
-        decay = weight_decay if parameter.dim() >= 2 else 0.0
+        is_matrix = len(whole_shape(parameter)) >= 2 and id(parameter) not in embeddings
+        decay = weight_decay if is_matrix else 0.0
         scale = layer_decay ** _layers_below_top(name, depth)
         grouped.setdefault((decay, scale), []).append(parameter)
     for (decay, scale), parameters in grouped.items():
         yield {"params": parameters, "weight_decay": decay, "scale": scale}
+
+
+def embedding_parameters(module: nn.Module) -> set[int]:
+    """Parameters of tables that are looked up, by `id`; tied heads have the same parameter."""
+    tables = (part for part in module.modules() if isinstance(part, nn.Embedding))
+    return {id(parameter) for table in tables for parameter in table.parameters(recurse=False)}
+
+
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter: ZeRO-3 leaves an empty one and writes down what it was."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _layer(name: str) -> int | None:

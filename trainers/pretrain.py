@@ -4,76 +4,43 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed
-from torch import Tensor
-from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase
 
-from trainers import checkpoint, corpus, loop, model, optim, segments, tokenizer
-from trainers.batches import Cursor, GlobalBatches, Prefetcher, to_batch
-from trainers.config import ModelConfig, PretrainConfig
-from trainers.engine import DeepSpeedEngine, Engine, PlainEngine, Ranks, muon
-from trainers.errors import DataError
-from trainers.reporting import Reporter, StoppedError
-from trainers.segments import Batch, Masking
-from trainers.sequences import TokenSequences
+from trainers import assembly, checkpoint, loop, model, order, schedules
+from trainers.assembly import PretrainExecution, PretrainWork
+from trainers.batches import Cursor, Prefetcher
+from trainers.branches import Branches
+from trainers.checkpointer import Checkpointer
+from trainers.deadline import Deadline
+from trainers.engine import Ranks, StepResult
+from trainers.history import History, Stopwatch, peak_memory_bytes
+from trainers.reporting import LeavingError, Reporter, StoppedError
+from trainers.schedules import Leg
+from trainers.segments import Batch
+from trainers.watch import Watch
 
 logger = logging.getLogger(__name__)
+
+__all__ = ["FACTS", "DivergedError", "PretrainExecution", "PretrainWork", "run"]
 
 FACTS = "pretraining.json"
 
 _REPORTS = 100
 _EVALUATIONS = 10
 _STOP_CHECK_STEPS = 10
-_MOST_EVALUATION_TOKENS = 1 << 16
-
-
-def _never() -> bool:
-    return False
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
+    """Steps went wrong again and again."""
 
 
-@dataclass(frozen=True)
-class PretrainWork:
-    """What is trained, and where its inputs and outputs are."""
-
-    model: ModelConfig
-    pretrain: PretrainConfig
-    base: Path
-    """Folder of the pipeline file, for `model.from`."""
-    tokenizer: Path
-    tokens: Callable[[str], Path]
-    """Opens a file of the folder of tokens on this node."""
-    weights: tuple[float, ...]
-    """Times the sequences of each source of the corpus come in one epoch."""
-    output: Path
-    """Gets the Hugging Face folder and `pretraining.json`."""
-    checkpoints: Path
-    """Gets this attempt's checkpoints."""
-    earlier_checkpoints: tuple[Path, ...]
-    """Of attempts before this one; only read."""
-    should_stop: Callable[[], bool] = _never
-    """Asked on rank 0: then all ranks save a checkpoint and raise `StoppedError`."""
-
-
-@dataclass(frozen=True)
-class PretrainExecution:
-    """How it is run; changes no result."""
-
-    threads: int
-    """Of one rank."""
-    micro_batch_size: int | None
-    use_gpu: bool
+class _LeapError(Exception):
+    """More steps in a row were skipped than is thought to help."""
 
 
 def run(
@@ -91,11 +58,13 @@ def run(
     torch.set_num_threads(execution.threads)
     ranks = Ranks.from_environment()
     logger.info("rank %d of %d begins", ranks.rank, ranks.world_size)
-    session = _Session(work, execution, ranks, share)
-    logger.info("model and optimizer are ready")
-    session.resume()
-    session.train(reporter)
-    session.export()
+    with Deadline(execution.hang_after_s) as deadline:
+        session = _Session(work, execution, ranks, reporter, share, deadline)
+        logger.info("model and optimizer are ready")
+        session.resume()
+        session.train()
+        with deadline.paused():
+            session.export()
 
 
 class _Session:
@@ -106,286 +75,307 @@ class _Session:
         work: PretrainWork,
         execution: PretrainExecution,
         ranks: Ranks,
+        reporter: Reporter,
         share: checkpoint.Share | None,
+        deadline: Deadline,
     ) -> None:
         self._work, self._config, self._ranks = work, work.pretrain, ranks
-        self._share = share
-        self._tokenizer = tokenizer.load(work.tokenizer)
-        self._device = _device(execution, ranks)
-        self._sequences = TokenSequences(work.tokens, corpus.TRAIN, self._config.window_shards)
-        self._validation = TokenSequences(work.tokens, corpus.VALIDATION)
-        _require_own_tokens(self._sequences, work)
-        self._masking = _masking(work, self._tokenizer)
-        self._batches = GlobalBatches(
-            self._sequences,
-            weights=work.weights,
-            window=self._config.shuffle_shards,
-            global_batch_size=self._config.global_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            micro_batch=execution.micro_batch_size,
-            seed=self._config.seed,
-            masking=self._masking,
+        self._reporter, self._deadline = reporter, deadline
+        self._parts = assembly.assemble(work, execution, ranks)
+        self._engine = self._parts.engine
+        self._checkpoints = Checkpointer(
+            self._engine,
+            root=work.checkpoints,
+            earlier=work.earlier_checkpoints,
+            ranks=ranks,
+            config=self._config.checkpoint,
+            share=share,
         )
-        self._model = model.for_pretraining(
-            work.model, work.base, self._tokenizer, self._config.sequence_length, self._config.seed
-        )
-        if self._config.packing == "best_fit":
-            model.require_documents_apart(
-                self._model,
-                work.model.objective,
-                end_token=self._sequences.end_token,
-                vocab_size=self._sequences.vocab_size,
-                sequence_length=self._config.sequence_length,
-            )
-        self._precision = _precision(self._config, self._device)
-        self._engine = self._build_engine()
-        self._cursor, self._first_step = Cursor(), 0
-        self._history: list[dict[str, float]] = []
-        self._timing = {"data_wait_s": 0.0, "training_s": 0.0}
+        self._cursor, self._step = Cursor(), 0
+        self._watch, self._history = Watch(self._config.watch), History()
+        self._rollbacks: list[dict[str, Any]] = []
+        self._speeds: list[dict[str, float]] = []
+        self._branches = Branches(work.checkpoints, work.earlier_checkpoints, share)
+        self._learning_rate = self._learning_rate_of(None)
+        self._best_loss = math.inf
+        self._stopwatch = Stopwatch()
+        self._data_wait_s = self._evaluation_s = 0.0
+        self._reported_step = 0
 
     def resume(self) -> None:
         """Go on from the newest intact checkpoint, if there is one."""
-        found = checkpoint.newest([self._work.checkpoints, *self._work.earlier_checkpoints])
-        if found is None:
-            return
-        if found.state["world_size"] != self._ranks.world_size:
-            raise ValueError(
-                f"{found.directory} was written by {found.state['world_size']} workers and cannot "
-                f"be resumed by {self._ranks.world_size}; set cluster.pretrain.workers back, "
-                f"or remove it to train from the start"
-            )
-        self._engine.load(found.directory)
-        self._cursor = Cursor(**found.state["cursor"])
-        self._first_step = found.step
-        self._history = found.state["history"]
+        with self._deadline.paused():
+            found = self._checkpoints.newest()
+            if found is None:
+                return
+            self._restore(found)
+        self._stopwatch = Stopwatch(before=found.state["seconds"])
         logger.info("resumed after step %d from %s", found.step, found.directory)
 
-    def train(self, reporter: Reporter) -> None:
-        """The steps that are left."""
-        config = self._config
-        total = config.total_steps
-        report_every = max(1, total // _REPORTS)
-        evaluate_every = max(1, total // _EVALUATIONS)
-        losses: list[Tensor] = []
-        started, tokens_before = time.monotonic(), self._first_step * config.global_batch_tokens
+    def train(self) -> None:
+        """The steps that are left; again those behind a checkpoint that a leap made us go back to.
 
-        coming = Prefetcher(self._batches, self._cursor)
-
-        def read(step: int) -> list[Batch]:  # noqa: ARG001 -- the cursor knows the step
-            batches, self._cursor = coming.next()
-            return batches
-
-        def after_step(step: int, loss: Tensor) -> None:
-            losses.append(loss)
-            done = step + 1
-            if done % report_every == 0 or done == total:
-                mean = self._engine.mean(torch.stack(losses).mean())
-                losses.clear()
-                if not math.isfinite(mean):
-                    raise DivergedError(
-                        f"the loss is {mean} after step {done}; lower pretrain.learning_rate"
-                    )
-                tokens = done * config.global_batch_tokens
-                elapsed_s = time.monotonic() - started
-                self._timing = {"data_wait_s": coming.wait_s, "training_s": elapsed_s}
-                rate = (tokens - tokens_before) / elapsed_s
-                facts = {
-                    "optimizer_step": done,
-                    "total_steps": total,
-                    "tokens": tokens,
-                    "loss": mean,
-                }
-                if done % evaluate_every < report_every or done == total:
-                    facts |= self._evaluate()
-                self._history.append(facts)
-                reporter.report({**facts, "tokens_per_s": rate, "data_wait_s": coming.wait_s})
-            if done % config.checkpoint.every_steps == 0 and done < total:
-                self._save(done)
-            if done % min(report_every, _STOP_CHECK_STEPS) == 0 and done < total:
-                self._stop_if_asked(done)
-
+        Raises:
+            StoppedError: the training was asked to end; a checkpoint is saved.
+            DivergedError: going back did not help.
+        """
         try:
-            loop.train(
-                self._engine,
-                read,
-                steps=range(self._first_step, total),
-                learning_rate=optim.schedule(
-                    config.schedule, peak=config.learning_rate, total_steps=total
-                ),
-                seed=config.seed * 1_009 + self._ranks.rank,
-                after_step=after_step,
-            )
+            for leg in schedules.legs(self._config.schedule, self._config.total_steps):
+                if leg.is_branch:
+                    self._branch_off(leg)
+                else:
+                    self._train_to(leg.stop_step, self._after_step)
+            with self._deadline.paused():
+                self._checkpoints.finish()
         finally:
-            coming.close()
-            self._sequences.close()
-
-    def _stop_if_asked(self, step: int) -> None:
-        """End with a checkpoint when rank 0 is asked to; all ranks learn of it together."""
-        is_asked = self._ranks.rank == 0 and self._work.should_stop()
-        if self._engine.mean(torch.tensor(float(is_asked), device=self._device)) == 0.0:
-            return
-        if step % self._config.checkpoint.every_steps:
-            self._save(step)
-        raise StoppedError(f"stopped after step {step}, which is saved")
+            self._checkpoints.close()
+            self._parts.close()
 
     def export(self) -> None:
         """Write the Hugging Face folder and the facts of the training, on rank 0."""
         weights = self._engine.weights()
+        memory = self._of_all_ranks(peak_memory_bytes(self._engine.device))
         if self._ranks.rank == 0:
-            model.export(self._work.output, self._model, weights, self._tokenizer)
+            model.export(self._work.output, self._parts.model, weights, self._parts.tokenizer)
             facts = {
                 "parameters": sum(weight.numel() for weight in weights.values()),
-                "precision": self._precision,
+                "precision": self._parts.precision,
                 "world_size": self._ranks.world_size,
                 "samples": self._cursor.samples,
                 "samples_digest": self._cursor.digest,
-                **self._timing,
-                "history": self._history,
+                "skipped_steps": self._watch.skipped,
+                "rollbacks": self._rollbacks,
+                "branches": self._branches.facts,
+                "memory_bytes_per_rank": memory,
+                **self._stopwatch.total(self._seconds()),
+                "history": self._history.points,
+                "speeds": self._speeds,
             }
+            self._branches.collect(self._work.output)
             (self._work.output / FACTS).write_text(json.dumps(facts), encoding="utf-8")
             logger.info("exported the model to %s", self._work.output)
-        self._barrier()
-
-    def _build_engine(self) -> Engine:
-        config = self._config
-        settings: dict[str, Any] = {
-            "learning_rate": config.learning_rate,
-            "weight_decay": config.weight_decay,
-            "betas": config.betas,
-        }
-        optimizer: Optimizer = (
-            muon(optim.muon_groups(self._model, **settings), self._device)
-            if config.optimizer == "muon"
-            else optim.adamw(self._model, **settings)
-        )
-        common: dict[str, Any] = {
-            "gradient_clipping": config.clipping_norm,
-            "device": self._device,
-        }
-        loss = partial(
-            segments.language_model_loss, targets_per_sequence=self._targets_per_sequence()
-        )
-        if not torch.distributed.is_initialized():
-            return PlainEngine(self._model, optimizer, loss, **common)
-        return DeepSpeedEngine(
-            self._model,
-            optimizer,
-            loss,
-            zero=config.zero,
-            micro_batch_size=self._batches.micro_batch_size,
-            micro_batches=self._batches.micro_batches,
-            precision=self._precision,
-            **common,
-        )
-
-    def _targets_per_sequence(self) -> float | None:
-        """What losses are divided by where sequences predict different numbers of tokens."""
-        sequences, masking = self._sequences, self._masking
-        if sequences.packing == "concat":
-            return None
-        if masking is None:
-            return sequences.targets_per_sequence
-        # Almost all sequences have almost as many tokens; any constant is fair to all of them.
-        return max(1.0, round(masking.probability * sequences.text_tokens_per_sequence))
-
-    def _evaluate(self) -> dict[str, float]:
-        """Loss on held-out sequences, the first few where there are many; each rank takes a part.
-
-        Every rank runs the same number of forward passes: with ZeRO-3 they are collective.
-        """
-        limit = _MOST_EVALUATION_TOKENS // self._config.sequence_length
-        count = min(len(self._validation), limit) // self._ranks.world_size
-        if count == 0:
-            return {}
-        first = self._ranks.rank * count
-        summed = torch.zeros(2, device=self._device)  # losses and predicted tokens
-        self._engine.module.eval()
-        size = self._batches.micro_batch_size
-        with torch.no_grad():
-            for start in range(first, first + count, size):
-                positions = range(start, min(start + size, first + count))
-                batch = to_batch(
-                    torch.from_numpy(self._validation.read(positions)),
-                    positions,
-                    packing=self._validation.packing,
-                    end_token=self._validation.end_token,
-                    masking=self._masking,
-                    seed=self._config.seed,
-                )
-                on_device = {name: tensor.to(self._device) for name, tensor in batch.items()}
-                loss = segments.language_model_loss(self._engine.module, on_device)
-                predicted = (on_device["labels"] != segments.IGNORED_LABEL).sum()
-                summed += torch.stack([loss.float() * predicted, predicted])
-        self._engine.module.train()
-        losses, predicted_tokens = (self._engine.mean(part) for part in summed)
-        return {"validation_loss": losses / predicted_tokens}
-
-    def _save(self, step: int) -> None:
-        """Write a checkpoint; the manifest, last, makes it one. Collective."""
-        directory = checkpoint.directory_of(self._work.checkpoints, step)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._engine.save(directory)
-        if self._share:
-            self._share.push(directory)
-        self._barrier()
-        if self._ranks.rank == 0:
-            if self._share:
-                self._share.pull(directory)
-            state = {
-                "world_size": self._ranks.world_size,
-                "cursor": {"samples": self._cursor.samples, "digest": self._cursor.digest},
-                "history": self._history,
-            }
-            checkpoint.seal(directory, step=step, state=state)
-            if self._share:
-                self._share.push(directory)
-            for old in checkpoint.prune(self._work.checkpoints, self._config.checkpoint.keep):
-                if self._share:
-                    self._share.remove(old)
-            logger.info("saved checkpoint %s", directory)
-
-    def _barrier(self) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
 
+    def _branch_off(self, leg: Leg) -> None:
+        """Decay from here on to a model of its own, then come back. Killed, it is begun again."""
+        if leg.start_step in self._branches.done:
+            return
+        self._save({})
+        with self._deadline.paused():
+            trunk = self._checkpoints.newest()
+        assert trunk is not None  # it has just been saved
+        self._learning_rate = self._learning_rate_of(leg)
+        self._train_to(leg.stop_step, self._after_branch_step)
+        measures, weights = self._evaluate(), self._engine.weights()
+        if self._ranks.rank == 0:
+            folder = self._branches.folder(leg.start_step)
+            model.export(folder, self._parts.model, weights, self._parts.tokenizer)
+        self._branches.add(leg, measures, is_written=self._ranks.rank == 0)
+        self._learning_rate = self._learning_rate_of(None)
+        self._restore(trunk)
 
-def _require_own_tokens(sequences: TokenSequences, work: PretrainWork) -> None:
-    """Tokens that were taken in from elsewhere may be others than the pipeline's."""
-    for name in ("sequence_length", "packing"):
-        found, stated = getattr(sequences, name), getattr(work.pretrain, name)
-        if found != stated:
-            raise DataError(
-                f"the tokens have {name} {found}, and pretrain.{name} is {stated}; set that, or "
-                "compute the tokens anew with --force tokens"
+    def _after_branch_step(self, step: int, result: StepResult) -> None:
+        self._step = step + 1
+        self._require_patience(result)
+        if self._is_stop_check_due:
+            self._stop_if_asked(is_saved=True)  # where it left the trunk
+
+    def _train_to(self, stop_step: int, after_step: Callable[[int, StepResult], None]) -> None:
+        while self._step < stop_step:
+            try:
+                self._go_on(stop_step, after_step)
+            except _LeapError:
+                self._roll_back()
+
+    def _go_on(self, stop_step: int, after_step: Callable[[int, StepResult], None]) -> None:
+        coming = Prefetcher(self._parts.batches, self._cursor)
+
+        def read(step: int) -> list[Batch]:  # noqa: ARG001 -- the cursor knows the step
+            before = coming.wait_s
+            batches, self._cursor = coming.next()
+            self._data_wait_s += coming.wait_s - before
+            return batches
+
+        self._reported_step = self._step
+        try:
+            loop.train(
+                self._engine,
+                read,
+                steps=range(self._step, stop_step),
+                learning_rate=self._learning_rate,
+                seed=self._config.seed * 1_009 + self._ranks.rank,
+                after_step=after_step,
+                accept=self._watch.accept,
             )
-    digest = tokenizer.digest(work.tokenizer)
-    if sequences.tokenizer != digest:
-        raise DataError(
-            f"the tokens were made by another tokenizer ({sequences.tokenizer[:16]}) than the one "
-            f"in {work.tokenizer} ({digest[:16]}); compute them anew with --force tokens"
+        finally:
+            coming.close()
+
+    def _learning_rate_of(self, leg: Leg | None) -> Callable[[int], float]:
+        config = self._config
+        return schedules.learning_rate(
+            config.schedule, peak=config.learning_rate, total_steps=config.total_steps, leg=leg
         )
 
+    def _after_step(self, step: int, result: StepResult) -> None:
+        """Report, evaluate, save and end where it is time for it."""
+        done, total = step + 1, self._config.total_steps
+        self._step = done
+        self._history.take(result)
+        self._require_patience(result)
+        measures = self._evaluate() if _is_due(done, self._evaluate_every, total) else {}
+        if self._history.has_news and (measures or _is_due(done, self._report_every, total)):
+            self._report(measures)
+        is_best = measures.get("validation_loss", math.inf) < self._best_loss
+        if is_best:
+            self._best_loss = measures["validation_loss"]
+        # What follows a skipped step is not known to be good.
+        is_due = is_best or done % self._config.checkpoint.every_steps == 0
+        is_saved = is_due and done < total and not self._watch.skipped_in_a_row
+        if is_saved:
+            self._save(measures)
+        if self._is_stop_check_due and done < total:
+            self._stop_if_asked(is_saved=is_saved)
 
-def _masking(work: PretrainWork, loaded: PreTrainedTokenizerBase) -> Masking | None:
-    if work.model.objective == "causal":
-        return None
-    if loaded.mask_token_id is None:
-        raise ValueError("model.objective masked needs a tokenizer with a mask token")
-    return Masking(work.pretrain.mask_probability, loaded.mask_token_id, len(loaded))
+    def _require_patience(self, result: StepResult) -> None:
+        """Count a step as a sign of life; where too many were skipped, training must go back."""
+        self._deadline.beat()
+        if not result.is_applied:
+            cause = self._watch.cause or "the loss scale is found"
+            logger.warning("step %d is skipped: %s", self._step, cause)
+        if self._watch.is_at_end_of_patience:
+            raise _LeapError
+
+    @property
+    def _is_stop_check_due(self) -> bool:
+        return self._step % min(self._report_every, _STOP_CHECK_STEPS) == 0
+
+    @property
+    def _report_every(self) -> int:
+        return max(1, self._config.total_steps // _REPORTS)
+
+    @property
+    def _evaluate_every(self) -> int:
+        every = self._config.evaluation.every_steps
+        return every or max(1, self._config.total_steps // _EVALUATIONS)
+
+    def _evaluate(self) -> dict[str, float]:
+        started = time.monotonic()
+        found = self._parts.evaluation.run(self._engine, self._deadline.beat)
+        self._evaluation_s += time.monotonic() - started
+        return found
+
+    def _report(self, measures: Mapping[str, float]) -> None:
+        """Make a point of the history; all ranks do, rank 0's is heard."""
+        point = self._history.close(
+            {
+                "optimizer_step": self._step,
+                "total_steps": self._config.total_steps,
+                "tokens": self._step * self._config.global_batch_tokens,
+                "learning_rate": self._learning_rate(self._step - 1),
+                **measures,
+            }
+        )
+        steps, self._reported_step = self._step - self._reported_step, self._step
+        speed: dict[str, float] = self._stopwatch.lap(self._seconds(), steps)
+        rate = self._config.global_batch_tokens / speed["step_s"]
+        used = self._parts.utilisation(rate / self._ranks.world_size)
+        speed |= {
+            "tokens_per_s": rate,
+            **({} if used is None else {"model_flops_utilisation": used}),
+            "memory_bytes": peak_memory_bytes(self._engine.device),
+            "skipped_steps": self._watch.skipped,
+            "rollbacks": len(self._rollbacks),
+        }
+        self._speeds.append({"optimizer_step": self._step, **speed})
+        self._reporter.report({**point, **speed})
+
+    def _seconds(self) -> dict[str, float]:
+        """By what the loop was busy with, in this process so far."""
+        return {
+            "data_s": self._data_wait_s,
+            "forward_backward_s": self._engine.clock.forward_backward,
+            "optimizer_s": self._engine.clock.optimizer,
+            "evaluation_s": self._evaluation_s,
+            "checkpoint_s": self._checkpoints.stall_s,
+        }
+
+    def _stop_if_asked(self, *, is_saved: bool) -> None:
+        """End with a checkpoint when rank 0 is asked to, or a node is about to go; all together."""
+        is_leaving = self._reporter.is_leaving()
+        is_asked = self._ranks.rank == 0 and self._work.should_stop()
+        asked = self._engine.mean(torch.tensor(float(is_asked), device=self._engine.device))
+        if not (is_leaving or asked):
+            return
+        if not is_saved:
+            self._save({})
+        with self._deadline.paused():
+            self._checkpoints.finish()
+        saved = f"step {self._step}, which is saved"
+        raise (
+            LeavingError(f"a node goes after {saved}")
+            if is_leaving
+            else StoppedError(f"stopped after {saved}")
+        )
+
+    def _save(self, measures: Mapping[str, float]) -> None:
+        """Begin a checkpoint of all that is not a function of the step. Collective.
+
+        Random states are: the loop seeds each step. The learning rate is, too.
+        """
+        state = {
+            "cursor": asdict(self._cursor),
+            "history": self._history.state(),
+            "watch": self._watch.state(),
+            "rollbacks": self._rollbacks,
+            "branches": self._branches.facts,
+            "speeds": self._speeds,
+            "best_loss": self._best_loss,
+            "seconds": self._stopwatch.total(self._seconds()),
+            **measures,
+        }
+        with self._deadline.paused():
+            self._checkpoints.save(self._step, state)
+
+    def _restore(self, found: checkpoint.Checkpoint) -> None:
+        self._checkpoints.load(found)
+        state = found.state
+        self._step, self._cursor = found.step, Cursor(**state["cursor"])
+        self._history = History(**state["history"])
+        self._watch = Watch.restored(self._config.watch, state["watch"])
+        self._rollbacks = [*state["rollbacks"], *self._rollbacks[len(state["rollbacks"]) :]]
+        self._branches.restore(state["branches"])
+        self._speeds = list(state["speeds"])
+        self._best_loss = state["best_loss"]
+
+    def _roll_back(self) -> None:
+        """Go back to the last checkpoint, and on behind the samples that were read since."""
+        reached, cause = self._cursor.samples, self._watch.cause
+        trouble = f"{self._watch.skipped_in_a_row} steps in a row were skipped, the last because "
+        trouble += f"{cause} after step {self._step}"
+        step, most = self._step, self._config.watch.max_rollbacks
+        with self._deadline.paused():
+            found = self._checkpoints.newest()
+        if found is None or len(self._rollbacks) >= most:
+            why = f"went back {most} times" if found else "there is no checkpoint to go back to"
+            raise DivergedError(
+                f"{trouble}, and {why}; lower pretrain.learning_rate, lengthen the warm-up or look "
+                "at the data of these steps"
+            )
+        self._restore(found)
+        jumped = [self._cursor.samples, reached]
+        event = {"after_step": step, "to_step": found.step, "samples": jumped, "cause": cause}
+        self._rollbacks = [*self._rollbacks, event]
+        self._cursor = Cursor(reached, order.chain(self._cursor.digest, jumped))
+        logger.warning("%s; went back to step %d, samples %s left out", trouble, found.step, jumped)
+
+    def _of_all_ranks(self, value: int) -> list[int]:
+        if not torch.distributed.is_initialized():
+            return [value]
+        found = [0] * self._ranks.world_size
+        torch.distributed.all_gather_object(found, value)
+        return found
 
 
-def _device(execution: PretrainExecution, ranks: Ranks) -> torch.device:
-    if not execution.use_gpu:
-        return torch.device("cpu")
-    # Ray and torchrun alike: one visible device per local rank, or all of them.
-    index = ranks.local_rank % torch.cuda.device_count()
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
-
-
-def _precision(config: PretrainConfig, device: torch.device) -> str:
-    """bf16 where the accelerator has it; fp32 on a CPU, where bf16 is emulated and far slower."""
-    if config.precision != "auto":
-        return config.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+def _is_due(done: int, every: int, total: int) -> bool:
+    return done % every == 0 or done == total

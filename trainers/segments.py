@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.masking_utils import (
     create_bidirectional_mask,
@@ -19,6 +20,7 @@ from transformers.masking_utils import (
 )
 
 from trainers.config import Objective
+from trainers.tokenizer import WordBounds
 
 IGNORED_LABEL = -100
 
@@ -32,6 +34,8 @@ class Masking:
     probability: float
     mask_token: int
     vocab_size: int
+    words: WordBounds | None = None
+    """Of the tokenizer's tokens: then words are hidden whole."""
 
 
 def causal_batch(ids: Tensor, end_token: int) -> Batch:
@@ -103,12 +107,14 @@ def hide_tokens(
     """Hide tokens for the masked objective: 80 % mask, 10 % random, 10 % as they were.
 
     Masks follow from each sample's position alone, so neither resuming nor another number of
-    workers changes them. Source: Devlin et al. 2019, arXiv:1810.04805, 3.1.
+    workers changes them. Source: Devlin et al. 2019, arXiv:1810.04805, 3.1; of whole words: Cui et
+    al. 2019, arXiv:1906.08101, 2.1. As in BERT each token of a hidden word has its own fate.
 
     Args:
         ids: token ids, shape (sequences, length).
         candidates: true for tokens that may be hidden, same shape. Of each sequence's candidates
-            the same share is hidden, and one at least.
+            the same share is hidden, and one at least; of whole words so many that the share is
+            reached.
         positions: of the sequences in the order of training.
         masking: probability, mask token and vocabulary.
         seed: of training.
@@ -118,7 +124,12 @@ def hide_tokens(
         generator = np.random.default_rng([seed, position])
         places = candidates[row].nonzero().squeeze(1)
         hidden = max(1, round(masking.probability * len(places)))
-        chosen = places[torch.from_numpy(generator.permutation(len(places))[:hidden])]
+        order = (
+            generator.permutation(len(places))[:hidden]
+            if masking.words is None
+            else _whole_words(_words(ids[row], masking.words)[places], hidden, generator)
+        )
+        chosen = places[torch.from_numpy(order)]
         labels[row, chosen] = ids[row, chosen]
         fate = torch.from_numpy(generator.random(len(chosen)))
         substitutes = torch.from_numpy(generator.integers(0, masking.vocab_size, len(chosen)))
@@ -128,6 +139,32 @@ def hide_tokens(
             fate < 0.8, torch.full_like(kept, masking.mask_token), replaced
         )
     return {"input_ids": input_ids, "labels": labels}
+
+
+def _words(ids: Tensor, bounds: WordBounds) -> NDArray[np.int64]:
+    """The number of each token's word in one sequence; a word that was cut off counts as one."""
+    tokens = ids.numpy()
+    is_first = bounds.begins[tokens]
+    is_first[1:] |= bounds.ends[tokens[:-1]]
+    return np.cumsum(is_first, dtype=np.int64)
+
+
+def _whole_words(
+    words: NDArray[np.int64], wanted: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Numbers of tokens that are all of random words, as many words as it takes to have `wanted`.
+
+    Args:
+        words: the number of each token's word, ascending.
+        wanted: least number of tokens.
+        generator: of the choice.
+    """
+    _, word, sizes = np.unique(words, return_inverse=True, return_counts=True)
+    order = generator.permutation(len(sizes))
+    taken = 1 + int(np.searchsorted(sizes[order].cumsum(), wanted))
+    is_taken = np.zeros(len(sizes), dtype=np.bool_)
+    is_taken[order[:taken]] = True
+    return np.flatnonzero(is_taken[word])
 
 
 def language_model_loss(
@@ -158,13 +195,13 @@ def model_inputs(module: nn.Module, batch: Batch) -> dict[str, Any]:
         return dict(batch)
     model: Any = getattr(module, "module", module)  # DeepSpeed's engine has a `config` of its own
     inputs = {name: tensor for name, tensor in batch.items() if name != "segments"}
-    inputs["position_ids"] = batch["position_ids"] + _first_position(model)
+    inputs["position_ids"] = batch["position_ids"] + first_position(model)
     inputs["attention_mask"] = _attention_mask(model, batch["segments"])
     return inputs
 
 
-def _first_position(model: Any) -> int:
-    """RoBERTa and its kin count positions from behind the number of the padding token."""
+def first_position(model: Any) -> int:
+    """Where positions begin: for RoBERTa and its kin behind the number of the padding token."""
     return int(getattr(getattr(model.base_model, "embeddings", None), "padding_idx", -1)) + 1
 
 

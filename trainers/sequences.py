@@ -82,6 +82,8 @@ class TokenSequences:
         self.targets_per_sequence: float = sum(s["targets"] for s in shards) / (len(self) or 1)
         text_tokens = sum(s["tokens"] - s["end_tokens"] for s in shards)
         self.text_tokens_per_sequence: float = text_tokens / (len(self) or 1)
+        text_bytes = sum(s["text_bytes"] for s in shards)
+        self.tokens_per_byte: float = sum(s["tokens"] for s in shards) / (text_bytes or 1)
         self._open_file = open_file
         self._keep = keep
         self._open: OrderedDict[int, _Rows] = OrderedDict()

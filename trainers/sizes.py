@@ -5,53 +5,155 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainers.config import POSITION_FIELDS, ModelConfig
-
-Precision = Literal["fp32", "bf16"]
+from trainers.pretrain_config import Precision, ZeroConfig
 
 _ROTARY_DECODERS = ("llama", "qwen2", "qwen3", "mistral")
 _ENCODERS = ("bert", "roberta")
 
-_BYTES_OF_PRECISION: Mapping[Precision, tuple[int, int, int]] = {
-    "fp32": (4, 4, 8),
-    "bf16": (2, 2, 12),
-}
-"""Of one parameter: weight, gradient and Adam's state, with bf16 the weight in fp32 too."""
+_STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
+_OFFLOAD_ALL = {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
+_WORKERS = tuple(2**power for power in range(1, 13))
+
+_LEAST_PERSISTENT = 10_000
+_MOST_BUCKET, _MOST_PERSISTENT, _MOST_LIVE = 500_000_000, 100_000, 1_000_000_000
+"""DeepSpeed's own sizes (0.19.8)."""
+
+_WEIGHT_BYTES: Mapping[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+_ADAM_BYTES = 8
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of the model states on one rank.
-
-    Activations, buffers of communication and what the libraries take come on top; in fp32 also
-    the copy of its share of the weights that DeepSpeed's stages 1 and 2 keep (0.19.8).
-    """
+    """Bytes on one rank, on its device but for `host`. Activations and libraries come on top."""
 
     weights: int
     gradients: int
     optimizer: int
+    """Adam's two moments and, where DeepSpeed keeps one, the copy of the weights in fp32."""
+    buffers: int = 0
+    """What DeepSpeed sends from, and what ZeRO-3 gathers beyond the layer that computes."""
+    host: int = 0
+    """In the host's memory for what is offloaded to it; on a CPU it is the same memory."""
 
     @property
     def total(self) -> int:
-        """Bytes of all model states."""
-        return self.weights + self.gradients + self.optimizer
+        """Bytes on the device."""
+        return self.weights + self.gradients + self.optimizer + self.buffers
 
 
 def memory_per_rank(
-    parameters: int, *, stage: int, ranks: int, precision: Precision
+    parameters: int,
+    *,
+    ranks: int,
+    precision: Precision,
+    zero: ZeroConfig,
 ) -> MemoryEstimate:
-    """Model states with Adam; what a ZeRO stage shards is shared evenly by the ranks.
+    """Most of what one rank holds at once for a model trained with Adam by DeepSpeed 0.19.8.
 
-    Source: Rajbhandari et al. 2019, arXiv:1910.02054, 3.1 and 5, K = 12 for mixed precision.
+    With w bytes a weight (4, or 2 in bf16 and fp16), P parameters and N ranks:
+
+    ======  =======  =========  ==============  ====================================
+    stage   weights  gradients  optimizer       note
+    ======  =======  =========  ==============  ====================================
+    alone   4 P      4 P        8 P             torch alone, in autocast: no DeepSpeed
+    0       w P      w P        8 P, or 12 P    12: a copy in fp32 of lower precision
+    1       w P      w P        12 P / N        a copy in fp32 also of fp32 weights
+    2       w P      w P / N    12 P / N
+    3       w P / N  w P / N    12 P / N        buffers: a bucket and what is gathered
+    ======  =======  =========  ==============  ====================================
+
+    Stage 1 has whole gradients while micro-batches are summed. Sources: Rajbhandari et al. 2019,
+    arXiv:1910.02054, 3.1 and 5 (K = 12); `single_partition_of_fp32_groups` in DeepSpeed's
+    stage_1_and_2.py, `fp32_partitioned_groups_flat` and `grad_partitions_flat_buffer` in stage3.py.
+    What is offloaded to nvme passes through the host's memory; that is not counted.
     """
-    weight, gradient, optimizer = _BYTES_OF_PRECISION[precision]
+    weight = _WEIGHT_BYTES[precision]
+    if ranks == 1:
+        return MemoryEstimate(4 * parameters, 4 * parameters, _ADAM_BYTES * parameters)
+    share = -(-parameters // ranks)
+    has_copy = zero.stage > 0 or precision != "fp32"
+    optimizer = (_ADAM_BYTES + 4 * has_copy) * (share if zero.stage else parameters)
+    weights = weight * (share if zero.stage == 3 else parameters)
+    gradients = weight * (share if zero.stage >= 2 else parameters)
+    buffers = weight * bucket_elements(parameters) if zero.stage else 0
+    if zero.stage == 3:
+        buffers += weight * live_elements(parameters)
+    host = 0
+    if zero.offload_optimizer != "none":  # the optimizer runs there, on gradients copied to it
+        on_host = optimizer + (4 if zero.stage < 3 else weight) * share
+        # Stages 1 and 2 put the updated share back through a copy in the weights' precision.
+        on_host += weight * share if zero.stage < 3 else 0
+        # Stage 1 sums whole gradients of micro-batches there.
+        on_host += 4 * parameters if zero.stage == 1 else 0
+        host += on_host if zero.offload_optimizer == "cpu" else 0
+        optimizer = gradients = 0
+    if zero.offload_parameters != "none":
+        host += weights if zero.offload_parameters == "cpu" else 0
+        weights = 0
+    return MemoryEstimate(weights, gradients, optimizer, buffers, host)
 
-    def held(bytes_each: int, first_sharding_stage: int) -> int:
-        whole = parameters * bytes_each
-        return -(-whole // ranks) if stage >= first_sharding_stage else whole
 
-    return MemoryEstimate(
-        weights=held(weight, 3), gradients=held(gradient, 2), optimizer=held(optimizer, 1)
-    )
+def what_would_fit(
+    parameters: int,
+    *,
+    ranks: int,
+    precision: Precision,
+    zero: ZeroConfig,
+    device_bytes: float,
+    has_host: bool,
+) -> list[str]:
+    """Changes of the pipeline file after which the model states fit a device, gentlest first.
+
+    Empty where they fit already, and where nothing of this helps. Offloading helps where a device
+    has memory of its own (`has_host`).
+    """
+
+    def fits(workers: int, changed: ZeroConfig) -> bool:
+        estimate = memory_per_rank(parameters, ranks=workers, precision=precision, zero=changed)
+        return estimate.total <= device_bytes
+
+    if fits(ranks, zero):
+        return []
+    found = []
+    if ranks > 1:
+        stage = next((s for s in _STAGES if s > zero.stage and fits(ranks, ZeroConfig(stage=s))), 0)
+        if stage:
+            found.append(f"pretrain.zero.stage: {stage}")
+    if ranks > 1 and has_host:
+        for state in ({"offload_optimizer": "cpu"}, _OFFLOAD_ALL):
+            if fits(ranks, ZeroConfig.model_validate({"stage": 3, **state})):
+                settings = ", ".join(f"{name}: {place}" for name, place in state.items())
+                found.append(f"pretrain.zero: {{stage: 3, {settings}}}")
+                break
+    sharded = ZeroConfig(stage=3)
+    workers = next((n for n in _WORKERS if n > ranks and fits(n, sharded)), 0)
+    if workers:
+        found.append(f"cluster.pretrain.workers: {workers} with pretrain.zero.stage: 3")
+    return found
+
+
+def bucket_elements(parameters: int) -> int:
+    """Gradients or weights that DeepSpeed sends at once, in elements; its buffers are as large.
+
+    DeepSpeed's own 5e8 would be most of what a small model takes. Zero parameters are unknown.
+    """
+    return min(_MOST_BUCKET, 2 * (parameters // 32) or _MOST_BUCKET)
+
+
+def persistent_elements(parameters: int) -> int:
+    """Weights up to this size stay whole on each rank under ZeRO-3: norms and biases.
+
+    Below some size gathering a weight takes longer than it saves memory, in every model.
+    """
+    return min(_MOST_PERSISTENT, max(_LEAST_PERSISTENT, parameters // 1000))
+
+
+def live_elements(parameters: int) -> int:
+    """Weights gathered at a time under ZeRO-3, in elements, beyond the layer that computes.
+
+    DeepSpeed's own 1e9 would gather a smaller model whole and leave it so until the step ends.
+    """
+    return min(_MOST_LIVE, parameters // 8 or _MOST_LIVE)
 
 
 def parameter_count(model: ModelConfig, vocab_size: int, max_positions: int) -> int | None:
@@ -67,6 +169,8 @@ def parameter_count(model: ModelConfig, vocab_size: int, max_positions: int) -> 
         to `transformers` or stated twice and differently, cross attention.
     """
     is_stated = any(field in model.config for field in POSITION_FIELDS)
+    if model.architecture == "roberta" and not is_stated:
+        return None  # as many more as the padding token's number says
     settings = model.config if is_stated else {"max_position_embeddings": max_positions}
     settings = {**settings, **model.config}
     if settings.get("add_cross_attention"):

@@ -3,7 +3,9 @@
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -15,13 +17,17 @@ from cluster.capacity import CapacityError
 from cluster.interface import UnreachableError
 from workflows import history, session
 from workflows.cli_models import models, predict
+from workflows.cli_pretrain import verify_resume
 from workflows.config import ConfigError, PipelineConfig, load_config
 from workflows.console import (
     FAILED,
+    RESUME_ME,
     STOPPED,
     STORAGE,
     USAGE,
     AsJson,
+    Overrides,
+    PipelineFile,
     StorageOption,
     err,
     out,
@@ -44,11 +50,8 @@ app = typer.Typer(
 )
 app.add_typer(models, name="models")
 app.command()(predict)
+app.command()(verify_resume)
 
-PipelineFile = Annotated[Path, typer.Argument(help="The pipeline file.", metavar="PIPELINE.yaml")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value.")
-]
 Only = Annotated[
     list[str] | None, typer.Option("--only", metavar="STEP", help="Run this step and no other.")
 ]
@@ -127,7 +130,8 @@ def run(
 ) -> None:
     """Run a pipeline; what is done already is reused, what was interrupted goes on.
 
-    Ctrl-C ends it cleanly, a second one at once.
+    Ctrl-C ends it cleanly, a second one at once. So does SIGTERM, with exit code 75: a scheduler is
+    to start the same command again.
 
     Example: `pretune run examples/demo.yaml`
     """
@@ -137,8 +141,8 @@ def run(
     if planned.missing:
         name, missing = next(iter(planned.missing.items()))
         raise usage_error(f"{name} needs {', '.join(missing)}; run them first, or leave --only out")
-    # A scheduler's notice ends a run as Ctrl-C does: cleanly.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    terminated = _Terminated()
+    signal.signal(signal.SIGTERM, terminated)
     try:
         result = opened.run(console, planned, fail_fast=fail_fast)
     except (CapacityError, UnreachableError) as error:
@@ -146,8 +150,10 @@ def run(
     except KeyboardInterrupt:
         result = None
     if result is None or result.is_stopped:
+        for name, said in (result.stopped if result else {}).items():
+            err.print(f"{name}: {said}", markup=False, highlight=False, soft_wrap=True)
         err.print("stopped; what was finished is kept, run the same command to go on")
-        raise typer.Exit(STOPPED)
+        raise typer.Exit(RESUME_ME if terminated.is_given else STOPPED)
     summary = opened.summary(result)
     if as_json:
         print_json(summary)
@@ -265,6 +271,17 @@ def main() -> None:
     except (ConfigError, ModelStoreError, StorageError, UnknownStepError) as error:
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(USAGE)
+
+
+@dataclass
+class _Terminated:
+    """Handles a scheduler's notice: it ends a run as Ctrl-C does, and is told apart."""
+
+    is_given: bool = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.is_given = True
+        raise KeyboardInterrupt
 
 
 def _open(pipeline: Path, overrides: list[str] | None) -> Session:

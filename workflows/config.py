@@ -17,10 +17,10 @@ from trainers.config import (
     Fraction,
     ModelConfig,
     PositiveInt,
-    PretrainConfig,
     Schema,
     TokenizerConfig,
 )
+from trainers.pretrain_config import PretrainConfig
 from trainers.task_config import Hyperparameters, TaskConfig
 from workflows.storage import PROTOCOLS, scheme_of
 
@@ -132,7 +132,7 @@ class PipelineConfig(Schema):
     """Text to pretrain on."""
 
     tokenizer: TokenizerConfig
-    """How text becomes tokens."""
+    """How text becomes tokens; that of `model.from` when absent."""
 
     model: ModelConfig
     """The network."""
@@ -149,9 +149,24 @@ class PipelineConfig(Schema):
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tokenizer_of_the_model(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "tokenizer" not in data:
+            model = data.get("model")
+            folder = model.get("from") if isinstance(model, dict) else None
+            if isinstance(folder, str):
+                return {**data, "tokenizer": {"from": folder}}
+        return data
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        problems = [*_position_problems(self), *_held_out_problems(self), *_gang_problems(self)]
+        problems = [
+            *_position_problems(self),
+            *_model_problems(self),
+            *_held_out_problems(self),
+            *_gang_problems(self),
+        ]
         scheme = scheme_of(self.storage)
         if scheme is not None and scheme not in PROTOCOLS:
             known = ", ".join(f"{name}://" for name in PROTOCOLS)
@@ -209,7 +224,9 @@ def _told(error: ValidationError, path: Path, root: yaml.Node | None) -> Iterabl
 
 def _is_union_branch(part: str | int) -> bool:
     """Pydantic puts the tried type of a union into an error's place; no user wrote that."""
-    return isinstance(part, str) and bool(re.match(r"^(Range|constrained-|list\[|function-)", part))
+    return isinstance(part, str) and bool(
+        re.match(r"^(Range|WorkerRange|constrained-|literal\[|list\[|function-)", part)
+    )
 
 
 def _keys_at(place: Sequence[str | int]) -> list[str]:
@@ -320,6 +337,20 @@ def _position_problems(config: PipelineConfig) -> Iterable[str]:
             )
 
 
+def _model_problems(config: PipelineConfig) -> Iterable[str]:
+    if config.model.from_ and config.tokenizer.train:
+        yield (
+            f"tokenizer.train: {config.tokenizer.train} makes tokens that the model of model.from "
+            f"({config.model.from_}) does not know; drop the section tokenizer, then the model's "
+            "own is used"
+        )
+    if config.pretrain.whole_words and config.model.objective == "causal":
+        yield (
+            "pretrain.whole_words goes with model.objective: masked; the causal objective hides "
+            "nothing"
+        )
+
+
 def _held_out_problems(config: PipelineConfig) -> Iterable[str]:
     for name in config.corpus.held_out:
         if name not in config.tasks:
@@ -327,10 +358,16 @@ def _held_out_problems(config: PipelineConfig) -> Iterable[str]:
 
 
 def _gang_problems(config: PipelineConfig) -> Iterable[str]:
-    workers, batch = config.cluster.pretrain.workers, config.pretrain.global_batch_size
-    if batch % workers:
+    gang, batch = config.cluster.pretrain, config.pretrain.global_batch_size
+    counts = range(gang.least_workers, gang.most_workers + 1)
+    uneven = [count for count in counts if batch % count]
+    if uneven:
+        even = [count for count in counts if batch % count == 0]
+        # Ray Train takes any number of the range.
+        within = f", only by {', '.join(map(str, even))}" if even else ""
         yield (
-            f"a global batch of {batch} sequences cannot be shared evenly by {workers} workers; "
+            f"a global batch of {batch} sequences cannot be shared evenly by "
+            f"{', '.join(map(str, uneven))} workers{within}; "
             "change cluster.pretrain.workers or pretrain.global_batch_tokens"
         )
 

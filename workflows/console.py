@@ -2,14 +2,15 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-FAILED, USAGE, STOPPED = 1, 2, 4
-"""Exit codes."""
+FAILED, USAGE, STOPPED, RESUME_ME = 1, 2, 4, 75
+"""Exit codes. The last is EX_TEMPFAIL of sysexits.h: a scheduler ended the run, start it again."""
 
 STORAGE = "./pretune-data"
 
@@ -17,6 +18,10 @@ out = Console()
 err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+PipelineFile = Annotated[Path, typer.Argument(help="The pipeline file.", metavar="PIPELINE.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value.")
+]
 StorageOption = Annotated[str, typer.Option("--storage", help="The storage: a folder or URL.")]
 
 

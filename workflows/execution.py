@@ -191,6 +191,11 @@ class Progress:
         """Of a whole step."""
         self.journal.append("progress", step=self.step, **metrics)
 
+    def note(self, text: str) -> None:
+        """Something that a person should know of the step."""
+        self.journal.append("note", step=self.step, text=text)
+        self.journal.flush()
+
     def of_trial(self, trial: str, metrics: Metrics) -> None:
         """Of one trial of a search."""
         self.journal.append("trial", step=self.step, trial=trial, **metrics)

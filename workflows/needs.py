@@ -1,11 +1,13 @@
 """What a step will need and how much it will do, known before anything runs. Pure."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from cluster.config import ClusterConfig, WorkerConfig
-from trainers.config import PretrainConfig, Schema
-from trainers.sizes import Precision, memory_per_rank, parameter_count
+from cluster.config import ClusterConfig, GangConfig, WorkerConfig
+from trainers.config import Schema
+from trainers.pretrain_config import Precision, PretrainConfig, ZeroConfig
+from trainers.sizes import MemoryEstimate, memory_per_rank, parameter_count, what_would_fit
 from workflows.pipeline import FinalSpec, PretrainSpec, TokensSpec, TuneSpec
 
 Needs = dict[str, int | float | str]
@@ -20,7 +22,8 @@ def needs(kind: str, spec: Schema, execution: ClusterConfig, *, vocab_size: int 
 
     `cpus` and `gpus` are of one worker, trial or training. `trials`, `max_epochs` (of one trial)
     and `trainings` are the most there can be: a search may stop trials early and finish fewer
-    than `final.top`. `memory_per_rank_bytes` is of the model states alone.
+    than `final.top`. `memory_per_rank_bytes` is of the model states alone. Of a gang whose size may
+    change, `workers` is the most and `memory_per_rank_bytes` is with so many.
 
     Args:
         kind: which stage computes the step.
@@ -53,41 +56,86 @@ def describe(needs: Mapping[str, Any]) -> str:
         for name, noun in (("cpus", "CPU"), ("gpus", "GPU"))
         if needs.get(name)
     )
+    most = needs.get("most_memory_per_rank_bytes")
+    few = "" if most is None else f" ({_rounded(most, _BYTES)} with the fewest workers)"
     told: Mapping[str, Callable[[Any], str]] = {
-        "workers": lambda number: f"{_counted(number, 'worker')} x {each}",
+        "workers": lambda number: (
+            f"{_from(needs, 'least_workers')}{_counted(number, 'worker')} x {each}"
+        ),
         "trials": lambda number: f"{_counted(number, 'trial')} x {each}",
         "max_epochs": lambda number: f"at most {_counted(number, 'epoch')} each",
         "trainings": lambda number: f"{_counted(number, 'training')} x {each}",
         "parameters": lambda number: f"{_rounded(number, _THOUSANDS)} parameters",
-        "memory_per_rank_bytes": lambda number: f"{_rounded(number, _BYTES)} a rank",
+        "memory_per_rank_bytes": lambda number: f"{_rounded(number, _BYTES)} a rank{few}",
+        "host_memory_per_rank_bytes": lambda number: f"{_rounded(number, _BYTES)} on the host",
         "optimizer_steps": lambda number: _counted(number, "step"),
         "tokens": lambda number: f"{_rounded(number, _THOUSANDS)} tokens",
         "sequence_length": lambda number: f"sequences of {_counted(number, 'token')}",
     }
-    return ", ".join(tell(needs[name]) for name, tell in told.items() if name in needs)
+    line = ", ".join(tell(needs[name]) for name, tell in told.items() if name in needs)
+    return f"{line}; WARNING: {needs['does_not_fit']}" if "does_not_fit" in needs else line
 
 
 def _of_pretraining(spec: PretrainSpec, execution: ClusterConfig, vocab_size: int | None) -> Needs:
     config, gang = spec.pretrain, execution.pretrain
     precision = _precision(config, gang)
     found: Needs = {
-        "workers": gang.workers,
+        "workers": gang.most_workers,
         **_of_process(gang),
         "precision": precision,
         "optimizer_steps": config.total_steps,
         "sequences": config.total_steps * config.global_batch_size,
         "tokens": config.total_steps * config.global_batch_tokens,
     }
+    is_elastic = gang.least_workers < gang.most_workers
+    if is_elastic:
+        found["least_workers"] = gang.least_workers
     parameters = (
         parameter_count(spec.model, vocab_size, config.sequence_length) if vocab_size else None
     )
     if parameters is not None:
         # Muon counts as Adam: of its one moment DeepSpeed's stages 1 and 2 keep two copies.
-        memory = memory_per_rank(
-            parameters, stage=config.zero.stage, ranks=gang.workers, precision=precision
-        )
-        found |= {"parameters": parameters, "memory_per_rank_bytes": memory.total}
+        found["parameters"] = parameters
+        memory = _memory(parameters, gang, gang.most_workers, precision, config.zero)
+        found["memory_per_rank_bytes"] = memory.total
+        most = memory
+        if is_elastic:
+            most = _memory(parameters, gang, gang.least_workers, precision, config.zero)
+            found["most_memory_per_rank_bytes"] = most.total
+        if memory.host:
+            found["host_memory_per_rank_bytes"] = memory.host
+        if gang.device_memory_gb is not None and most.total > gang.device_memory_gb * 1e9:
+            found["does_not_fit"] = _advice(parameters, most.total, precision, config.zero, gang)
     return found
+
+
+def _memory(
+    parameters: int, gang: GangConfig, workers: int, precision: Precision, zero: ZeroConfig
+) -> MemoryEstimate:
+    memory = memory_per_rank(parameters, ranks=workers, precision=precision, zero=zero)
+    if gang.gpus == 0:  # what is offloaded stays in the memory it would be offloaded from
+        memory = replace(memory, buffers=memory.buffers + memory.host, host=0)
+    return memory
+
+
+def _advice(
+    parameters: int, needed: int, precision: Precision, zero: ZeroConfig, gang: GangConfig
+) -> str:
+    """Why a gang's devices are too small for a model, with numbers, and what would fit."""
+    assert gang.device_memory_gb is not None
+    ways = what_would_fit(
+        parameters,
+        ranks=gang.least_workers,
+        precision=precision,
+        zero=zero,
+        device_bytes=gang.device_memory_gb * 1e9,
+        has_host=gang.gpus > 0,
+    )
+    return (
+        f"the model states alone take {_rounded(needed, _BYTES)} a rank, and "
+        f"cluster.pretrain.device_memory_gb is {gang.device_memory_gb:g}; "
+        + (f"what would fit: {' or '.join(ways)}" if ways else "make the model smaller")
+    )
 
 
 def _precision(config: PretrainConfig, worker: WorkerConfig) -> Precision:
@@ -109,6 +157,11 @@ def _trainings(spec: FinalSpec) -> int:
     if not spec.controls.scratch:
         return pretrained
     return pretrained + len(spec.controls.scratch_learning_rates) + spec.final.seeds - 1
+
+
+def _from(needs: Mapping[str, Any], name: str) -> str:
+    """The beginning of a range, where there is one."""
+    return f"{needs[name]} to " if name in needs else ""
 
 
 def _counted(number: float, noun: str) -> str:

@@ -7,14 +7,8 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from cluster.config import SearchConfig, WorkerConfig
-from trainers.config import (
-    CorpusConfig,
-    ModelConfig,
-    Packing,
-    PretrainConfig,
-    Schema,
-    TokenizerConfig,
-)
+from trainers.config import CorpusConfig, ModelConfig, Packing, Schema, TokenizerConfig
+from trainers.pretrain_config import PretrainConfig
 from trainers.task_config import TaskConfig
 from workflows.config import (
     ConfigError,
@@ -35,9 +29,9 @@ STAGE_VERSIONS = {
     "corpus": 2,
     "tokenizer": 2,
     "tokens": 2,
-    "pretrain": 2,
-    "tune": 1,
-    "final": 1,
+    "pretrain": 3,
+    "tune": 2,
+    "final": 2,
     "promote": 1,
     "report": 1,
     "track": 1,

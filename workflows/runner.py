@@ -64,6 +64,8 @@ class RunResult:
     states: dict[str, State]
     failures: list[Failure] = field(default_factory=list)
     is_stopped: bool = False
+    stopped: dict[str, str] = field(default_factory=dict)
+    """What steps said that were under way when the run was stopped, by name."""
 
 
 @dataclass
@@ -297,6 +299,7 @@ class _Loop:
     def _fail(self, name: str, error: WorkerLostError | TaskFailedError) -> None:
         self._release(name)
         if self.is_stopping:
+            self.result.stopped[name] = _one_line(error)
             self._set(name, State.STOPPED, cause=_one_line(error))
             return
         retry = self._context.execution.retry_of(name)
@@ -343,6 +346,7 @@ class _Loop:
                 self._give_up(work.name, error, f"not done after {limit:g} s")
         if now > self._stop_at:
             for work in list(self._pending.values()):
+                self.result.stopped[work.name] = "it did not stop in time"
                 self._set(work.name, State.STOPPED, cause="it did not stop in time")
             self._cancel(list(self._pending))
 

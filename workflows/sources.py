@@ -20,7 +20,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "corpus": ("workflows.corpora:run",),
     "tokenizer": ("workflows.stages:build_tokenizer",),
     "tokens": ("workflows.stages:pack_tokens",),
-    "pretrain": ("workflows.stages:run_pretraining",),
+    "pretrain": ("workflows.pretraining:run",),
     "tune": (
         "workflows.stages:tune",
         "workflows.final:finished",

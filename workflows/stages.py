@@ -3,30 +3,24 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster import capacity
-from cluster.config import GangConfig
 from cluster.interface import SearchPlan
 from trainers import (
-    checkpoint,
     corpus,
     finetune,
-    pretrain,
     tasks,
     tokenizer,
     tokens,
 )
-from trainers.reporting import Reporter
 from trainers.task_config import TaskDataConfig
-from workflows import corpora, final
+from workflows import corpora, final, pretraining
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
 from workflows.pipeline import (
-    PretrainSpec,
     PromoteSpec,
     SummarySpec,
     TokenizerSpec,
@@ -38,7 +32,6 @@ from workflows.shards import Shards
 
 Facts = Mapping[str, Any]
 
-_CHECKPOINTS = "checkpoints"
 _RAY = "ray"
 
 
@@ -98,38 +91,6 @@ def pack_tokens(context: StageContext) -> Facts:
         tokenizer=tokenizer.digest(context.input("tokenizer")),
     )
     return tokens.facts(results)
-
-
-def run_pretraining(context: StageContext) -> Facts:
-    """The base model, trained by a gang."""
-    spec, gang = context.spec(PretrainSpec), context.run.execution.pretrain
-    attempt = context.attempt
-    earlier = attempt.earlier(_CHECKPOINTS)
-    work = pretrain.PretrainWork(
-        model=spec.model,
-        pretrain=spec.pretrain,
-        base=context.run.base,
-        tokenizer=context.input("tokenizer"),
-        tokens=context.stream("tokens", keep=2 * spec.pretrain.window_shards),
-        weights=tuple(spec.weights),
-        output=context.output,
-        checkpoints=attempt.work / _CHECKPOINTS,
-        earlier_checkpoints=tuple(earlier),
-        should_stop=context.should_stop,
-    )
-    exchange = context.exchange(earlier)
-    context.run.cluster.run_gang(
-        exchange.rank(partial(_train_on_rank, _pretrain_execution(gang)), work),
-        gang,
-        name="pretrain",
-        directory=f"{attempt.shared_work}/{_RAY}",
-        log=context.log,
-        on_report=context.progress,
-    )
-    exchange.collect(context.output)
-    found = json.loads((context.output / pretrain.FACTS).read_text(encoding="utf-8"))
-    last = found.pop("history")[-1]
-    return {**last, **found}
 
 
 def tune(context: StageContext) -> Facts:
@@ -243,27 +204,12 @@ def _finished(context: StageContext) -> dict[str, Finished]:
     }
 
 
-def _train_on_rank(
-    execution: pretrain.PretrainExecution,
-    work: pretrain.PretrainWork,
-    share: checkpoint.Share | None,
-    reporter: Reporter,
-) -> None:
-    pretrain.run(work, execution, reporter, share)
-
-
-def _pretrain_execution(gang: GangConfig) -> pretrain.PretrainExecution:
-    return pretrain.PretrainExecution(
-        threads=gang.cpus, micro_batch_size=gang.micro_batch_size, use_gpu=bool(gang.gpus)
-    )
-
-
 STAGES: Mapping[str, Callable[[StageContext], Facts]] = {
     "data": prepare_data,
     "corpus": corpora.run,
     "tokenizer": build_tokenizer,
     "tokens": pack_tokens,
-    "pretrain": run_pretraining,
+    "pretrain": pretraining.run,
     "tune": tune,
     "final": final.run,
     "promote": promote,

@@ -60,8 +60,9 @@ class Mirror:
         if not (step.output / "pretraining.json").is_file():
             return 0  # an adopted checkpoint has no history
         run = self._begin("pretrain", {"mlflow.parentRunId": parent})
-        history = json.loads((step.output / "pretraining.json").read_text("utf-8"))["history"]
-        points = [(h["optimizer_step"], h) for h in history]
+        facts = json.loads((step.output / "pretraining.json").read_text("utf-8"))
+        told = [*facts["history"], *facts.get("speeds", ())]
+        points = [(point["optimizer_step"], point) for point in told]
         self._log(run, step.record.spec["pretrain"], points)
         self._client.set_terminated(run)
         return 1

@@ -100,3 +100,62 @@ class ToyTrial:
 
     def load(self, directory: Path) -> None:
         self.epoch = int((directory / "epoch").read_text())
+
+
+class LeavingError(RuntimeError):
+    """By this name a gang tells that its node is about to go."""
+
+
+class GangOfSteps:
+    """Counts to `steps`, one every `pause_s`, going on from the folder's last number.
+
+    Each rank appends `step world_size node time` to its line file; rank 0 keeps the count.
+    """
+
+    def __init__(self, folder: Path, steps: int, pause_s: float = 0.1) -> None:
+        self.folder, self.steps, self.pause_s = folder, steps, pause_s
+
+    def __call__(self, reporter: Reporter) -> None:
+        import ray
+        import torch.distributed as dist
+        from torch import tensor
+
+        rank, size = dist.get_rank(), dist.get_world_size()
+        (self.folder / f"pid{rank}").write_text(str(os.getpid()))
+        saved = self.folder / "saved"
+        node = ray.get_runtime_context().get_node_id()
+        start = int(saved.read_text()) if saved.exists() else 0
+        for step in range(start, self.steps):
+            total = tensor(1.0)
+            dist.all_reduce(total)
+            assert total == size
+            with (self.folder / f"steps{rank}").open("a") as file:
+                file.write(f"{step} {size} {node} {time.time()}\n")
+            self.after_step(step, rank, reporter)
+            time.sleep(self.pause_s)
+
+    def after_step(self, step: int, rank: int, reporter: Reporter) -> None:
+        if rank == 0:
+            scratch = self.folder / "saving"
+            scratch.write_text(str(step + 1))
+            scratch.replace(self.folder / "saved")
+        if reporter.is_leaving():
+            raise LeavingError(f"saved after step {step}")
+
+
+class GangThatWatches(GangOfSteps):
+    """Ends a rank that makes no step for `least_s` seconds."""
+
+    def __init__(self, folder: Path, steps: int, least_s: float) -> None:
+        super().__init__(folder, steps)
+        self.least_s = least_s
+
+    def __call__(self, reporter: Reporter) -> None:
+        from trainers.deadline import Deadline
+
+        with Deadline(self.least_s) as self.deadline:
+            super().__call__(reporter)
+
+    def after_step(self, step: int, rank: int, reporter: Reporter) -> None:
+        super().after_step(step, rank, reporter)
+        self.deadline.beat()

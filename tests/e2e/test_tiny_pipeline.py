@@ -245,7 +245,7 @@ def test_stopped_and_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
         assert answer.returncode == 0, answer.stderr
 
     before = traces_of_ray()
-    assert run_until_stopped(pipeline, storage, signalled(signal.SIGTERM)) == 4
+    assert run_until_stopped(pipeline, storage, signalled(signal.SIGTERM)) == 75
     assert is_released()
     assert traces_of_ray() - before == set()
     assert run_until_stopped(pipeline, storage, told) == 4

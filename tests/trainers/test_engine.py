@@ -56,7 +56,7 @@ def run(trained: PlainEngine, steps: range, size: int) -> list[float]:
     losses = []
     for step in steps:
         trained.set_learning_rate(0.01 / (1 + step))
-        losses.append(float(trained.step(rows(step, size))))
+        losses.append(float(trained.step(rows(step, size)).loss))
     return losses
 
 

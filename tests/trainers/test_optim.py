@@ -1,17 +1,26 @@
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
 )
 
 from trainers import optim
-from trainers.config import ScheduleConfig
+
+HIDDEN = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.fixture
@@ -27,47 +36,72 @@ def network() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-@pytest.mark.parametrize(
-    ("name", "step", "expected"),
-    [
-        ("cosine", 0, 0.1),
-        ("cosine", 9, 1.0),
-        ("cosine", 55, 0.5),
-        ("cosine", 100, 0.0),
-        ("linear", 9, 1.0),
-        ("linear", 55, 0.5),
-        ("linear", 100, 0.0),
-        ("cosine", 99, 0.0003),
-        ("linear", 99, 0.0111),
-        ("constant", 4, 0.5),
-        ("constant", 99, 1.0),
-    ],
-)
-def test_schedule_warms_up_and_then_takes_its_shape(name: str, step: int, expected: float) -> None:
-    config = ScheduleConfig(name=name, warmup=0.1)  # type: ignore[arg-type]
-    assert optim.schedule(config, peak=1.0, total_steps=100)(step) == pytest.approx(
-        expected, abs=1e-4
-    )
-
-
-def test_schedule_ends_at_its_floor() -> None:
-    config = ScheduleConfig(name="linear", warmup=0.0, floor=0.25)
-    assert optim.schedule(config, peak=2.0, total_steps=10)(10) == pytest.approx(0.5)
-
-
 def names_of(network: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
     wanted = {id(parameter) for parameter in parameters}
     return {name for name, parameter in network.named_parameters() if id(parameter) in wanted}
 
 
-def test_matrices_decay_and_nothing_else(network: LlamaForCausalLM) -> None:
-    groups = optim.adamw(
-        network, learning_rate=1.0, weight_decay=0.5, betas=(0.9, 0.95)
-    ).param_groups
-    for group in groups:
-        for parameter in group["params"]:
-            assert group["weight_decay"] == (0.5 if parameter.dim() >= 2 else 0.0)
-    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+def decays(network: nn.Module, groups: list[dict[str, Any]]) -> dict[str, float]:
+    """Weight decay by name of parameter."""
+    return {
+        name: group["weight_decay"]
+        for group in groups
+        for name in names_of(network, group["params"])
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "config", "expected"),
+    [
+        ("llama", AutoModelForCausalLM, HIDDEN, r"proj|lm_head"),
+        ("llama", AutoModelForCausalLM, {**HIDDEN, "tie_word_embeddings": True}, r"proj"),
+        ("gpt2", AutoModelForCausalLM, {"n_embd": 16, "n_layer": 2, "n_head": 2}, r"\.c_"),
+        ("bert", AutoModelForMaskedLM, HIDDEN, r"(query|key|value|dense)$"),
+        ("modernbert", AutoModelForMaskedLM, HIDDEN, r"(W.*|dense)$"),
+        (
+            "bert",
+            AutoModelForSequenceClassification,
+            HIDDEN,
+            r"(query|key|value|dense|classifier)$",
+        ),
+    ],
+)
+def test_matrices_decay_but_norms_biases_and_embeddings_do_not(
+    family: str, head: Any, config: dict[str, Any], expected: str
+) -> None:
+    special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0, "cls_token_id": 0}
+    network = head.from_config(
+        AutoConfig.for_model(family, vocab_size=32, sep_token_id=0, **special, **config)
+    )
+    adamw = optim.adamw(network, learning_rate=1.0, weight_decay=0.5, betas=(0.9, 0.95))
+    found = decays(network, adamw.param_groups)
+    wanted = {
+        name: 0.5
+        if name.endswith("weight")
+        and re.search(expected, name.removesuffix(".weight"))
+        and "LayerNorm" not in name
+        else 0.0
+        for name, _ in network.named_parameters()
+    }
+    assert found == wanted
+    assert {0.0, 0.5} == set(found.values())
+    muon = optim.muon_groups(network, learning_rate=1.0, weight_decay=0.5, betas=(0.9, 0.95))
+    assert decays(network, muon) == wanted
+
+
+def test_parameters_that_zero_3_has_emptied_decay_as_whole_ones_do(
+    network: LlamaForCausalLM,
+) -> None:
+    settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": 0.5, "betas": (0.9, 0.95)}
+    whole = decays(network, optim.adamw(network, **settings).param_groups)
+    whole_of_muon = optim.muon_groups(network, **settings)
+    expected = [(decays(network, [group]), group["scale"]) for group in whole_of_muon]
+    for parameter in network.parameters():
+        parameter.ds_shape = parameter.shape  # type: ignore[attr-defined]
+        parameter.data = torch.empty(0)
+    assert decays(network, optim.adamw(network, **settings).param_groups) == whole
+    emptied = optim.muon_groups(network, **settings)
+    assert [(decays(network, [group]), group["scale"]) for group in emptied] == expected
 
 
 def test_layer_decay_lowers_rates_from_the_head_down(network: LlamaForCausalLM) -> None:
@@ -139,7 +173,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(network: LlamaForCaus
 
 def test_muon_update_has_the_size_of_an_adamw_update() -> None:
     """Root mean square of 0.2 per unit of learning rate, whatever the matrix' shape."""
-    from trainers.engine import muon
+    from trainers.deepspeed_setup import muon
 
     for shape in [(32, 32), (64, 32), (32, 96)]:
         linear = nn.Linear(shape[1], shape[0], bias=False)

@@ -45,12 +45,12 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def test_loss_falls_and_the_validation_loss_is_told(work: PretrainWork, tmp_path: Path) -> None:
-    reports = run(moved(work, tmp_path), Reports())
+    reports = run(moved(work, tmp_path, evaluation={"every_steps": 4}), Reports())
     assert sorted(reports.losses) == list(range(1, 21))
     assert reports.losses[20] < reports.losses[1] - 0.3
     history = facts(tmp_path / "output")["history"]
     evaluated = [point["validation_loss"] for point in history if "validation_loss" in point]
-    assert len(evaluated) >= 5
+    assert len(evaluated) == 5
     assert evaluated[-1] < evaluated[0]
 
 
@@ -96,22 +96,6 @@ def test_only_as_many_checkpoints_as_stated_are_kept(work: PretrainWork, tmp_pat
     assert kept == ["step-000000015", "step-000000018"]
 
 
-def test_checkpoint_of_another_number_of_workers_is_refused(
-    work: PretrainWork, tmp_path: Path
-) -> None:
-    cut = moved(work, tmp_path / "cut", tokens=6 * 8 * LENGTH)
-    with pytest.raises(KilledError):
-        run(cut, Reports(kill_after=6))
-    manifest = checkpoint.directory_of(cut.checkpoints, 5) / checkpoint.MANIFEST
-    content = json.loads(manifest.read_text())
-    content["state"]["world_size"] = 4
-    manifest.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"written by 4 workers .* set cluster\.pretrain\.workers"):
-        run(cut, Reports())
-    shutil.rmtree(cut.checkpoints)
-    run(cut, Reports())
-
-
 def test_masked_objective_trains_a_bidirectional_model(work: PretrainWork, tmp_path: Path) -> None:
     reports = run(replace(moved(work, tmp_path), model=BERT), Reports())
     assert reports.losses[20] < reports.losses[1] - 0.3
@@ -149,7 +133,7 @@ def test_micro_batches_change_no_result(work: PretrainWork, tmp_path: Path) -> N
 
 def test_packed_documents_are_learnt_from_apart(tmp_path: Path) -> None:
     work = prepare(tmp_path / "world", "best_fit")
-    settings = {"packing": "best_fit"}
+    settings = {"packing": "best_fit", "evaluation": {"every_steps": 2}}
     whole = run(moved(work, tmp_path / "a", **settings), Reports(), micro_batch_size=8)
     parts = run(moved(work, tmp_path / "b", **settings), Reports(), micro_batch_size=1)
     assert whole.losses[20] < whole.losses[1] - 0.3
@@ -210,7 +194,7 @@ def test_waiting_for_data_is_told(work: PretrainWork, tmp_path: Path) -> None:
     config = moved(work, tmp_path, tokens=FEW_TOKENS)
     run(replace(config, tokens=slow), Reports())
     told = facts(config.output)
-    assert 0.2 < told["data_wait_s"] <= told["training_s"]
+    assert 0.2 < told["data_s"] <= told["training_s"]
 
 
 def test_loss_that_is_no_number_ends_the_training_with_a_way_out(

@@ -40,42 +40,51 @@ def run_ranks(
     *,
     kill_after: int | None = None,
     micro_batch_size: int | None = None,
+    number: int = 2,
+    poisoned_rank: int | None = None,
+    poisoned_steps: range = range(0),
     **environment: str,
 ) -> dict[str, float]:
-    """Train on two ranks; losses by step. A killed training has none."""
+    """Train on two ranks, or another number; losses by step. A killed training has none."""
     request, answer = folder / "request.pkl", folder / "losses.json"
-    settings = {"work": work, "kill_after": kill_after, "micro_batch_size": micro_batch_size}
+    settings = {
+        "work": work,
+        "kill_after": kill_after,
+        "micro_batch_size": micro_batch_size,
+        "poisoned_rank": poisoned_rank,
+        "poisoned_steps": poisoned_steps,
+    }
     request.write_bytes(pickle.dumps(settings))
     common = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+        "PYTHONPATH": os.pathsep.join(map(str, [HERE.parents[1], HERE, HERE.parent])),
         "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(number),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         **environment,
     }
     command = [sys.executable, str(HERE / "worlds.py"), str(request), str(answer)]
+    logs = [folder / f"rank{rank}.log" for rank in range(number)]
     ranks = [
         subprocess.Popen(
             command,
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
+            stdout=log.open("w"),  # a pipe that nobody reads would fill up and stop its rank
             stderr=subprocess.STDOUT,
-            text=True,
         )
-        for rank in range(2)
+        for rank, log in enumerate(logs)
     ]
-    outputs = []
     for process in ranks:
-        outputs.append(process.communicate(timeout=240)[0])
+        process.wait(timeout=240)
         if kill_after is not None:
             for other in ranks:  # the survivor of a dead gang waits for it in a collective
                 other.kill()
+    outputs = [log.read_text(errors="replace")[-5000:] for log in logs]
     if kill_after is not None:
-        assert KILLED in {process.returncode for process in ranks}, outputs
+        assert {KILLED, -KILLED} & {process.returncode for process in ranks}, outputs
         return {}
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
+    assert [process.returncode for process in ranks] == [0] * number, "\n".join(outputs)
     losses: dict[str, float] = json.loads(answer.read_text())
     return losses
 

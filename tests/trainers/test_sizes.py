@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from trainers import model, tokenizer
 from trainers.config import ModelConfig, TokenizerConfig
-from trainers.sizes import MemoryEstimate, memory_per_rank, parameter_count
+from trainers.pretrain_config import Precision, ZeroConfig
+from trainers.sizes import MemoryEstimate, memory_per_rank, parameter_count, what_would_fit
 
 SEQUENCE_LENGTH = 32
 
@@ -27,7 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mistral": {**DECODER, "num_key_value_heads": 4},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4},
     "bert": DECODER,
-    "roberta": DECODER,
+    "roberta": {**DECODER, "max_position_embeddings": 40},
 }
 ROTARY = ("llama", "qwen2", "qwen3", "mistral")
 
@@ -80,11 +81,15 @@ def test_count_is_that_of_the_network_that_is_trained(
     assert parameter_count(config, len(words), SEQUENCE_LENGTH) == built_size(config, words)
 
 
+def test_positions_that_the_padding_token_adds_are_not_guessed() -> None:
+    assert parameter_count(config_of("roberta", DECODER), 300, SEQUENCE_LENGTH) is None
+
+
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
 def test_encoder_with_a_causal_head_is_counted(
     architecture: str, words: PreTrainedTokenizerFast
 ) -> None:
-    config = config_of(architecture, {**DECODER, "is_decoder": True}, "causal")
+    config = config_of(architecture, {**SMALL[architecture], "is_decoder": True}, "causal")
     assert parameter_count(config, len(words), SEQUENCE_LENGTH) == built_size(config, words)
 
 
@@ -171,30 +176,72 @@ def test_what_the_file_does_not_tell_is_unknown(config: ModelConfig) -> None:
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
 def test_memory_is_that_of_the_papers_first_figure(stage: int, gigabytes: float) -> None:
     """arXiv:1910.02054, figure 1: 7.5 B parameters, 64 ranks, mixed precision."""
-    memory = memory_per_rank(7_500_000_000, stage=stage, ranks=64, precision="bf16")
-    assert round(memory.total / 1e9, 1) == gigabytes
+    memory = estimate(7_500_000_000, {"stage": stage}, ranks=64)
+    assert round((memory.total - memory.buffers) / 1e9, 1) == gigabytes
 
 
 @pytest.mark.parametrize(
     ("stage", "ranks", "gigabytes"),
-    [(1, 1, 120), (1, 4, 52.5), (1, 16, 35.6), (2, 4, 41.3), (2, 256, 15.4), (3, 16, 7.5)],
+    [(1, 4, 52.5), (1, 16, 35.6), (2, 4, 41.3), (2, 256, 15.4), (3, 16, 7.5)],
 )
 def test_memory_is_that_of_the_papers_first_table(stage: int, ranks: int, gigabytes: float) -> None:
-    memory = memory_per_rank(7_500_000_000, stage=stage, ranks=ranks, precision="bf16")
-    assert memory.total / 1e9 == pytest.approx(gigabytes, rel=0.002)
+    memory = estimate(7_500_000_000, {"stage": stage}, ranks=ranks)
+    assert (memory.total - memory.buffers) / 1e9 == pytest.approx(gigabytes, rel=0.002)
 
 
 @pytest.mark.parametrize(
-    ("stage", "expected"),
+    ("zero", "expected"),
     [
-        (0, MemoryEstimate(weights=4004, gradients=4004, optimizer=8008)),
-        (1, MemoryEstimate(weights=4004, gradients=4004, optimizer=2670)),
-        (2, MemoryEstimate(weights=4004, gradients=1335, optimizer=2670)),
-        (3, MemoryEstimate(weights=1335, gradients=1335, optimizer=2670)),
+        ({"stage": 0}, (4000, 4000, 8000, 0)),
+        ({"stage": 1}, (4000, 4000, 6000, 0)),
+        ({"stage": 2}, (4000, 2000, 6000, 0)),
+        ({"stage": 3}, (2000, 2000, 6000, 0)),
+        ({"stage": 1, "offload_optimizer": "cpu"}, (4000, 0, 0, 14_000)),
+        ({"stage": 3, "offload_optimizer": "cpu"}, (2000, 0, 0, 8000)),
+        ({"stage": 3, "offload_parameters": "cpu"}, (0, 2000, 6000, 2000)),
     ],
 )
-def test_fp32_needs_no_second_copy_of_the_weights(stage: int, expected: MemoryEstimate) -> None:
-    assert memory_per_rank(1001, stage=stage, ranks=3, precision="fp32") == expected
+def test_stages_from_1_keep_a_copy_of_fp32_weights(
+    zero: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    memory = estimate(1000, zero, ranks=2, precision="fp32")
+    assert (memory.weights, memory.gradients, memory.optimizer, memory.host) == expected
+
+
+def test_buffers_do_not_dominate_a_small_model() -> None:
+    for stage in (1, 2, 3):
+        memory = estimate(1_000_000, {"stage": stage}, ranks=2, precision="fp32")
+        assert memory.buffers < memory.total / 10
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "ways"),
+    [
+        (200, []),
+        (100, ["pretrain.zero.stage: 1", "pretrain.zero: {stage: 3, offload_optimizer: cpu}"]),
+        (70, ["pretrain.zero.stage: 2", "pretrain.zero: {stage: 3, offload_optimizer: cpu}"]),
+        (20, ["pretrain.zero: {stage: 3, offload_optimizer: cpu}"]),
+        (1, []),
+    ],
+)
+def test_advice_is_what_would_fit(gigabytes: float, ways: list[str]) -> None:
+    found = what_would_fit(
+        7_500_000_000,
+        ranks=2,
+        precision="bf16",
+        zero=ZeroConfig(stage=0),
+        device_bytes=gigabytes * 1e9,
+        has_host=True,
+    )
+    assert [way for way in found if "workers" not in way] == ways
+
+
+def estimate(
+    parameters: int, zero: dict[str, Any], *, ranks: int, precision: Precision = "bf16"
+) -> MemoryEstimate:
+    return memory_per_rank(
+        parameters, ranks=ranks, precision=precision, zero=ZeroConfig.model_validate(zero)
+    )
 
 
 def test_sizes_load_no_heavy_library() -> None:

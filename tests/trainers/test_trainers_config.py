@@ -6,12 +6,12 @@ from pydantic import ValidationError
 from trainers.config import (
     CorpusConfig,
     ModelConfig,
-    PretrainConfig,
     Schema,
     SourceConfig,
     TokenizerConfig,
     format_of,
 )
+from trainers.pretrain_config import PretrainConfig
 from trainers.task_config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
 
 SPLIT = {"test": 0.2, "validation": 0.2}

@@ -35,6 +35,7 @@ def write(
                 "sequences": count,
                 "end_tokens": count,
                 "tokens": count * length,
+                "text_bytes": 4 * count * length,
                 "targets": count * (length - 1),
             }
         )

@@ -1,9 +1,11 @@
 """A tiny pretraining, ready to run in this process or on several ranks."""
 
+import math
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet
 from conftest import WORDS
 
-from trainers import pretrain, tokenizer, tokens
-from trainers.config import ModelConfig, Packing, PretrainConfig, TokenizerConfig
+from trainers import pretrain, segments, tokenizer, tokens
+from trainers.config import ModelConfig, Packing, TokenizerConfig
 from trainers.pretrain import PretrainExecution, PretrainWork
+from trainers.pretrain_config import PretrainConfig
 from trainers.tokens import ShardWork
 
 LENGTH = 16
@@ -41,6 +44,9 @@ class Reports:
         self.losses[int(metrics["optimizer_step"])] = metrics["loss"]
         if self.kill_after is not None and metrics["optimizer_step"] >= self.kill_after:
             raise KilledError
+
+    def is_leaving(self) -> bool:
+        return False
 
 
 def pack(folder: Path, packing: Packing) -> Path:
@@ -96,6 +102,7 @@ def pretrain_config(**changes: Any) -> PretrainConfig:
         "global_batch_tokens": 8 * LENGTH,
         "learning_rate": 3e-3,
         "checkpoint": {"every_steps": 5},
+        "evaluation": {"every_steps": 20},
     }
     return PretrainConfig.model_validate({**settings, **changes})
 
@@ -116,6 +123,17 @@ def run(work: PretrainWork, reports: Reports, micro_batch_size: int | None = Non
     return reports
 
 
+def poison(steps: range) -> None:
+    """Let the loss of this rank be no number at some steps of its process; of one micro-batch."""
+    true_loss, calls = segments.language_model_loss, count(1)
+
+    def loss(module: Any, batch: Any, targets_per_sequence: float | None = None) -> Any:
+        found = true_loss(module, batch, targets_per_sequence)
+        return found * math.nan if module.training and next(calls) in steps else found
+
+    segments.language_model_loss = loss
+
+
 def main() -> None:
     """One rank of several: reads its work and how to run it from a pickle."""
     import json
@@ -126,6 +144,8 @@ def main() -> None:
     request = pickle.loads(Path(sys.argv[1]).read_bytes())
     dist.init_process_group("gloo")
     reports = Reports(kill_after=request["kill_after"])
+    if dist.get_rank() == request["poisoned_rank"]:
+        poison(request["poisoned_steps"])
     try:
         run(request["work"], reports, request["micro_batch_size"])
     except KilledError:

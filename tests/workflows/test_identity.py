@@ -21,10 +21,11 @@ from workflows.steps import Step
 # What may be set without changing what is computed.
 WHERE = {
     "storage": st.sampled_from(["/tmp/a", "./b", "s3://bucket/c", "gs://bucket/d"]),
-    "cluster.pretrain.workers": st.sampled_from([1, 2, 4]),
+    "cluster.pretrain.workers": st.sampled_from([1, 2, 4, {"min": 1, "max": 2}]),
     "cluster.pretrain.cpus": st.integers(1, 64),
     "cluster.pretrain.gpus": st.sampled_from([0, 1]),
-    "cluster.pretrain.micro_batch_size": st.sampled_from([1, 2, None]),
+    "cluster.pretrain.micro_batch_size": st.sampled_from([1, 2, "auto"]),
+    "cluster.pretrain.hang_after_s": st.floats(1, 600),
     "cluster.trials.cpus": st.integers(1, 8),
     "cluster.trials.gpus": st.sampled_from([0, 0.5, 1]),
     "cluster.retry.max_attempts": st.integers(1, 9),
