@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from cluster.interface import WorkerLostError
 from cluster.ray_cluster import RayCluster, connect
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @dataclass
@@ -134,7 +137,7 @@ def test_gang_leaves_a_node_that_is_drained_and_this_counts_as_no_attempt(
 
     def drain() -> None:
         drained.append(lines(tmp_path)[-1].node)
-        command = ["ray", "drain-node", "--address", nodes.cluster.address]
+        command = [RAY, "drain-node", "--address", nodes.cluster.address]
         command += ["--node-id", drained[0], "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
         command += ["--reason-message", "spot", "--deadline-remaining-seconds", "300"]
         subprocess.run(command, check=True, capture_output=True)
