@@ -7,7 +7,13 @@ from typing import Any
 from cluster.config import ClusterConfig, GangConfig, WorkerConfig
 from trainers.config import Schema
 from trainers.pretrain_config import Precision, PretrainConfig, ZeroConfig
-from trainers.sizes import MemoryEstimate, memory_per_rank, parameter_count, what_would_fit
+from trainers.sizes import (
+    MemoryEstimate,
+    NetworkSize,
+    memory_per_rank,
+    network_size,
+    what_would_fit,
+)
 from workflows.pipeline import FinalSpec, PretrainSpec, TokensSpec, TuneSpec
 
 Needs = dict[str, int | float | str]
@@ -90,41 +96,39 @@ def _of_pretraining(spec: PretrainSpec, execution: ClusterConfig, vocab_size: in
     is_elastic = gang.least_workers < gang.most_workers
     if is_elastic:
         found["least_workers"] = gang.least_workers
-    parameters = (
-        parameter_count(spec.model, vocab_size, config.sequence_length) if vocab_size else None
-    )
-    if parameters is not None:
+    network = network_size(spec.model, vocab_size, config.sequence_length) if vocab_size else None
+    if network is not None:
         # Muon counts as Adam: of its one moment DeepSpeed's stages 1 and 2 keep two copies.
-        found["parameters"] = parameters
-        memory = _memory(parameters, gang, gang.most_workers, precision, config.zero)
+        found["parameters"] = network.parameters
+        memory = _memory(network, gang, gang.most_workers, precision, config.zero)
         found["memory_per_rank_bytes"] = memory.total
         most = memory
         if is_elastic:
-            most = _memory(parameters, gang, gang.least_workers, precision, config.zero)
+            most = _memory(network, gang, gang.least_workers, precision, config.zero)
             found["most_memory_per_rank_bytes"] = most.total
         if memory.host:
             found["host_memory_per_rank_bytes"] = memory.host
         if gang.device_memory_gb is not None and most.total > gang.device_memory_gb * 1e9:
-            found["does_not_fit"] = _advice(parameters, most.total, precision, config.zero, gang)
+            found["does_not_fit"] = _advice(network, most.total, precision, config.zero, gang)
     return found
 
 
 def _memory(
-    parameters: int, gang: GangConfig, workers: int, precision: Precision, zero: ZeroConfig
+    network: NetworkSize, gang: GangConfig, workers: int, precision: Precision, zero: ZeroConfig
 ) -> MemoryEstimate:
-    memory = memory_per_rank(parameters, ranks=workers, precision=precision, zero=zero)
+    memory = memory_per_rank(network, ranks=workers, precision=precision, zero=zero)
     if gang.gpus == 0:  # what is offloaded stays in the memory it would be offloaded from
         memory = replace(memory, buffers=memory.buffers + memory.host, host=0)
     return memory
 
 
 def _advice(
-    parameters: int, needed: int, precision: Precision, zero: ZeroConfig, gang: GangConfig
+    network: NetworkSize, needed: int, precision: Precision, zero: ZeroConfig, gang: GangConfig
 ) -> str:
     """Why a gang's devices are too small for a model, with numbers, and what would fit."""
     assert gang.device_memory_gb is not None
     ways = what_would_fit(
-        parameters,
+        network,
         ranks=gang.least_workers,
         precision=precision,
         zero=zero,

@@ -18,13 +18,22 @@ def build_model(shared: Path, request: Request) -> nn.Module:
 
 
 def parameter_groups(model: nn.Module, request: Request) -> list[dict[str, Any]]:
-    """Matrices decay, the rest does not."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    rest = [p for p in model.parameters() if p.dim() < 2]
+    """Hidden matrices decay; norms and embeddings, of which one is the head too, do not."""
+    decaying = set(decaying_names(model))
+    named = list(model.named_parameters())
     return [
-        {"params": matrices, "weight_decay": request.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {
+            "params": [p for name, p in named if name in decaying],
+            "weight_decay": request.weight_decay,
+        },
+        {"params": [p for name, p in named if name not in decaying], "weight_decay": 0.0},
     ]
+
+
+def decaying_names(model: nn.Module) -> list[str]:
+    """Of the parameters that decay."""
+    named = model.named_parameters()
+    return [name for name, p in named if p.dim() >= 2 and "embed_tokens" not in name]
 
 
 def build_optimizer(model: nn.Module, request: Request) -> torch.optim.AdamW:

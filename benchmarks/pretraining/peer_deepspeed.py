@@ -14,7 +14,7 @@ What was chosen, and why:
 
 import os
 
-from peer import Measurement, Request, parse_arguments
+from peer import Measurement, Request, leave, parse_arguments
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as in pretune
@@ -71,7 +71,7 @@ def main() -> None:
     if rank == 0:
         found.print_line()
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

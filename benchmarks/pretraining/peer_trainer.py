@@ -4,7 +4,7 @@ What was chosen, and why:
 
 - All settings are those of `TrainingArguments`' documentation; the optimizer is its default, which
   is PyTorch's fused AdamW. What differs from the defaults makes the mathematics pretune's: learning
-  rate, schedule, weight decay, beta 2, the batch.
+  rate, schedule, weight decay and what decays (not embeddings), beta 2, the batch.
 - Nothing that costs time and is not needed: no evaluation, no checkpoints, no reports, no progress
   bar, no log. The loss of each step is kept as a tensor and read after the last step.
 - Rows of one length lie in memory as tensors and come in pretune's order (`sequential`).
@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
-from bare import build_model, load_rows
+from bare import build_model, decaying_names, load_rows
 from peer import DOCUMENTS, TOKENIZER, Measurement, Request, parse_arguments
 from torch import Tensor, nn
 from transformers import (
@@ -41,6 +41,10 @@ class RecordingTrainer(Trainer):
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         self.recorded: list[tuple[Tensor, Tensor, int]] = []
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in all subjects."""
+        return decaying_names(model)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None

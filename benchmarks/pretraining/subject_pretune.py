@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch.distributed
-from peer import ROWS, Measurement, Request, parse_arguments
+from peer import ROWS, Measurement, Request, leave, parse_arguments
 from work import pretrain_work
 
 from trainers import pretrain
@@ -29,6 +29,10 @@ class Clock:
         """A step has ended."""
         self.found.end_step()
         self.found.losses.append(metrics["loss"])
+
+    def is_leaving(self) -> bool:
+        """No node goes here."""
+        return False
 
 
 def text_tokens(rows: np.ndarray, end: int) -> list[int]:
@@ -57,7 +61,7 @@ def main() -> None:
         found.print_line()
     if world_size > 1:
         torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        leave()
 
 
 if __name__ == "__main__":

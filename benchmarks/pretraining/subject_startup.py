@@ -56,6 +56,10 @@ def train_on_rank(reporter, shared: Path, folder: Path, stage: int) -> None:
             marks.setdefault("first step", time.monotonic())
             reporter.report(metrics)
 
+        def is_leaving(self) -> bool:
+            """As Ray Train says."""
+            return reporter.is_leaving()
+
     logging.getLogger("trainers.pretrain").addHandler(MarkReady(mark))
     execution = PretrainExecution(threads=1, micro_batch_size=None, use_gpu=False)
     request = Request.read(shared)

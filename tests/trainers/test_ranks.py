@@ -1,6 +1,7 @@
 """Pretraining with DeepSpeed on two ranks."""
 
 import json
+import math
 import os
 import pickle
 import socket
@@ -43,6 +44,7 @@ def run_ranks(
     number: int = 2,
     poisoned_rank: int | None = None,
     poisoned_steps: range = range(0),
+    poison: float = math.nan,
     **environment: str,
 ) -> dict[str, float]:
     """Train on two ranks, or another number; losses by step. A killed training has none."""
@@ -53,6 +55,7 @@ def run_ranks(
         "micro_batch_size": micro_batch_size,
         "poisoned_rank": poisoned_rank,
         "poisoned_steps": poisoned_steps,
+        "poison": poison,
     }
     request.write_bytes(pickle.dumps(settings))
     common = {

@@ -50,21 +50,19 @@ def test_numbers_that_are_none_on_one_rank_take_all_ranks_back(
     assert losses == pytest.approx(expected[0], abs=1e-4)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_step_that_leaps_changes_no_weight_of_any_rank(
     work: PretrainWork, tmp_path: Path, stage: int
 ) -> None:
     few = {"tokens": 10 * 8 * 16, "schedule": {"name": "constant"}, "zero": {"stage": stage}}
-    good = moved(work, tmp_path / "good", **few)
+    watch = {"window": 10, "sigma": 30.0}
+    good = moved(work, tmp_path / "good", **few, watch=watch)
     run_ranks(good, tmp_path)
-    # From the 11th step on whatever comes is a leap.
-    watch = {"window": 10, "sigma": 1e-6}
-    longer = {**few, "tokens": 13 * 8 * 16, "watch": {**watch, "patience": 9}}
+    longer = {**few, "tokens": 12 * 8 * 16, "watch": watch}
     leaping = moved(work, tmp_path / "leaping", **longer)
-    run_ranks(leaping, tmp_path)
-    skipped = facts(leaping)["skipped_steps"]
-    assert skipped <= 3
-    assert (weights(leaping) == weights(good)) is (skipped == 3)
+    run_ranks(leaping, tmp_path, poisoned_rank=1, poisoned_steps=range(11, 13), poison=1000.0)
+    assert facts(leaping)["skipped_steps"] == 2
+    assert weights(leaping) == weights(good)
 
 
 def test_branch_on_two_ranks_leaves_the_trunk_as_it_was(work: PretrainWork, tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from transformers import PreTrainedTokenizerFast
 from trainers import model, tokenizer
 from trainers.config import ModelConfig, TokenizerConfig
 from trainers.pretrain_config import Precision, ZeroConfig
-from trainers.sizes import MemoryEstimate, memory_per_rank, parameter_count, what_would_fit
+from trainers.sizes import (
+    MemoryEstimate,
+    NetworkSize,
+    bucket_elements,
+    memory_per_rank,
+    network_size,
+    what_would_fit,
+)
 
 SEQUENCE_LENGTH = 32
 
@@ -48,10 +55,12 @@ def words() -> PreTrainedTokenizerFast:
     return tokenizer.build(config, Path(), [" ".join(WORDS[:500])], SEQUENCE_LENGTH)
 
 
-def built_size(config: ModelConfig, words: PreTrainedTokenizerFast) -> int:
+def built_size(config: ModelConfig, words: PreTrainedTokenizerFast) -> NetworkSize:
     with torch.device("meta"):
         built = model.for_pretraining(config, Path(), words, SEQUENCE_LENGTH, seed=0)
-    return sum(parameter.numel() for parameter in built.parameters())
+    table, head = built.get_input_embeddings().weight, built.get_output_embeddings().weight
+    parameters = sum(parameter.numel() for parameter in built.parameters())
+    return NetworkSize(parameters, table.numel(), is_tied=head is table)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +87,11 @@ def test_count_is_that_of_the_network_that_is_trained(
     architecture: str, changes: dict[str, Any], words: PreTrainedTokenizerFast
 ) -> None:
     config = config_of(architecture, {**SMALL[architecture], **changes})
-    assert parameter_count(config, len(words), SEQUENCE_LENGTH) == built_size(config, words)
+    assert network_size(config, len(words), SEQUENCE_LENGTH) == built_size(config, words)
 
 
 def test_positions_that_the_padding_token_adds_are_not_guessed() -> None:
-    assert parameter_count(config_of("roberta", DECODER), 300, SEQUENCE_LENGTH) is None
+    assert network_size(config_of("roberta", DECODER), 300, SEQUENCE_LENGTH) is None
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
@@ -90,7 +99,7 @@ def test_encoder_with_a_causal_head_is_counted(
     architecture: str, words: PreTrainedTokenizerFast
 ) -> None:
     config = config_of(architecture, {**SMALL[architecture], "is_decoder": True}, "causal")
-    assert parameter_count(config, len(words), SEQUENCE_LENGTH) == built_size(config, words)
+    assert network_size(config, len(words), SEQUENCE_LENGTH) == built_size(config, words)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +143,9 @@ def test_encoder_with_a_causal_head_is_counted(
 def test_published_models_have_their_published_size(
     architecture: str, settings: dict[str, Any], vocab_size: int, positions: int, expected: int
 ) -> None:
-    assert parameter_count(config_of(architecture, settings), vocab_size, positions) == expected
+    found = network_size(config_of(architecture, settings), vocab_size, positions)
+    assert found is not None
+    assert found.parameters == expected
 
 
 @pytest.mark.parametrize(
@@ -150,7 +161,7 @@ def test_size_left_to_transformers_leaves_the_count_unknown(
     architecture: str, missing: str
 ) -> None:
     settings = {name: size for name, size in SMALL[architecture].items() if name != missing}
-    assert parameter_count(config_of(architecture, settings), 300, SEQUENCE_LENGTH) is None
+    assert network_size(config_of(architecture, settings), 300, SEQUENCE_LENGTH) is None
 
 
 @pytest.mark.parametrize(
@@ -170,7 +181,7 @@ def test_size_left_to_transformers_leaves_the_count_unknown(
     ids=str,
 )
 def test_what_the_file_does_not_tell_is_unknown(config: ModelConfig) -> None:
-    assert parameter_count(config, 300, SEQUENCE_LENGTH) is None
+    assert network_size(config, 300, SEQUENCE_LENGTH) is None
 
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
@@ -208,10 +219,17 @@ def test_stages_from_1_keep_a_copy_of_fp32_weights(
     assert (memory.weights, memory.gradients, memory.optimizer, memory.host) == expected
 
 
-def test_buffers_do_not_dominate_a_small_model() -> None:
-    for stage in (1, 2, 3):
-        memory = estimate(1_000_000, {"stage": stage}, ranks=2, precision="fp32")
-        assert memory.buffers < memory.total / 10
+def test_a_small_model_is_sent_whole_and_a_large_one_in_sixteen_parts() -> None:
+    found = [bucket_elements(size) for size in (1_000_000, 20_000_000, 1_600_000_000, 10**11, 0)]
+    assert found == [1_000_000, 1 << 24, 100_000_000, 500_000_000, 500_000_000]
+
+
+@pytest.mark.parametrize("ranks", [4, 16, 64])
+def test_higher_stages_and_more_ranks_need_less_of_a_large_model(ranks: int) -> None:
+    stages = [estimate(7_500_000_000, {"stage": stage}, ranks=ranks).total for stage in range(4)]
+    assert stages == sorted(stages, reverse=True)
+    more = [estimate(7_500_000_000, {"stage": s}, ranks=2 * ranks).total for s in range(4)]
+    assert all(one <= other for one, other in zip(more, stages, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -219,14 +237,14 @@ def test_buffers_do_not_dominate_a_small_model() -> None:
     [
         (200, []),
         (100, ["pretrain.zero.stage: 1", "pretrain.zero: {stage: 3, offload_optimizer: cpu}"]),
-        (70, ["pretrain.zero.stage: 2", "pretrain.zero: {stage: 3, offload_optimizer: cpu}"]),
+        (85, ["pretrain.zero.stage: 3", "pretrain.zero: {stage: 3, offload_optimizer: cpu}"]),
         (20, ["pretrain.zero: {stage: 3, offload_optimizer: cpu}"]),
         (1, []),
     ],
 )
 def test_advice_is_what_would_fit(gigabytes: float, ways: list[str]) -> None:
     found = what_would_fit(
-        7_500_000_000,
+        NetworkSize(7_500_000_000, 150_000_000, is_tied=False),
         ranks=2,
         precision="bf16",
         zero=ZeroConfig(stage=0),
@@ -239,8 +257,9 @@ def test_advice_is_what_would_fit(gigabytes: float, ways: list[str]) -> None:
 def estimate(
     parameters: int, zero: dict[str, Any], *, ranks: int, precision: Precision = "bf16"
 ) -> MemoryEstimate:
+    network = NetworkSize(parameters, table=parameters // 50, is_tied=False)
     return memory_per_rank(
-        parameters, ranks=ranks, precision=precision, zero=ZeroConfig.model_validate(zero)
+        network, ranks=ranks, precision=precision, zero=ZeroConfig.model_validate(zero)
     )
 
 

@@ -1,6 +1,5 @@
 """A tiny pretraining, ready to run in this process or on several ranks."""
 
-import math
 import os
 import sys
 from collections.abc import Mapping
@@ -123,13 +122,13 @@ def run(work: PretrainWork, reports: Reports, micro_batch_size: int | None = Non
     return reports
 
 
-def poison(steps: range) -> None:
-    """Let the loss of this rank be no number at some steps of its process; of one micro-batch."""
+def poison(steps: range, factor: float) -> None:
+    """Multiply the loss of this rank at some steps of its process; of one micro-batch."""
     true_loss, calls = segments.language_model_loss, count(1)
 
     def loss(module: Any, batch: Any, targets_per_sequence: float | None = None) -> Any:
         found = true_loss(module, batch, targets_per_sequence)
-        return found * math.nan if module.training and next(calls) in steps else found
+        return found * factor if module.training and next(calls) in steps else found
 
     segments.language_model_loss = loss
 
@@ -145,7 +144,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     reports = Reports(kill_after=request["kill_after"])
     if dist.get_rank() == request["poisoned_rank"]:
-        poison(request["poisoned_steps"])
+        poison(request["poisoned_steps"], request["poison"])
     try:
         run(request["work"], reports, request["micro_batch_size"])
     except KilledError:
@@ -154,7 +153,8 @@ def main() -> None:
     if dist.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(reports.losses), encoding="utf-8")
     dist.barrier()
-    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads abort a process now and then while Python takes them down
 
 
 if __name__ == "__main__":

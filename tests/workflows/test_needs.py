@@ -7,7 +7,7 @@ import pytest
 
 from cluster.config import ClusterConfig
 from trainers.pretrain_config import ZeroConfig
-from trainers.sizes import memory_per_rank
+from trainers.sizes import NetworkSize, memory_per_rank
 from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
 from workflows.config import ControlsConfig, FinalConfig, load_config
 from workflows.needs import describe, needs
@@ -23,6 +23,7 @@ CONFIG: dict[str, Any] = {
     "num_attention_heads": 2,
 }
 PARAMETERS = 2 * 512 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+NETWORK = NetworkSize(PARAMETERS, table=512 * 32, is_tied=False)
 PRETRAIN: dict[str, Any] = {
     "sequence_length": 64,
     "tokens": 5200,
@@ -58,7 +59,7 @@ def final_spec(top: int, seeds: int, *, rates: list[float] | None) -> FinalSpec:
 
 def test_pretraining_needs_its_gang_and_tells_its_work() -> None:
     found = needs("pretrain", pretrain_spec(), cluster(pretrain={"workers": 2}), vocab_size=512)
-    memory = memory_per_rank(PARAMETERS, ranks=2, precision="fp32", zero=ZeroConfig())
+    memory = memory_per_rank(NETWORK, ranks=2, precision="fp32", zero=ZeroConfig())
     assert found == {
         "workers": 2,
         "cpus": 1,
@@ -75,8 +76,8 @@ def test_pretraining_needs_its_gang_and_tells_its_work() -> None:
 def test_gang_whose_size_may_change_tells_the_range_and_the_most_memory() -> None:
     execution = cluster(pretrain={"workers": {"min": 1, "max": 4}})
     found = needs("pretrain", pretrain_spec(), execution, vocab_size=512)
-    most = memory_per_rank(PARAMETERS, zero=ZeroConfig(stage=1), ranks=1, precision="fp32").total
-    least = memory_per_rank(PARAMETERS, zero=ZeroConfig(stage=1), ranks=4, precision="fp32").total
+    most = memory_per_rank(NETWORK, zero=ZeroConfig(stage=1), ranks=1, precision="fp32").total
+    least = memory_per_rank(NETWORK, zero=ZeroConfig(stage=1), ranks=4, precision="fp32").total
     assert (found["least_workers"], found["workers"]) == (1, 4)
     assert found["memory_per_rank_bytes"] == least
     assert found["most_memory_per_rank_bytes"] == most
@@ -101,7 +102,7 @@ def test_memory_is_of_the_precision_that_training_will_choose(
     execution = cluster(pretrain={"workers": 4, "gpus": gpus})
     spec = pretrain_spec(precision=precision, zero={"stage": 3})
     found = needs("pretrain", spec, execution, vocab_size=512)
-    memory = memory_per_rank(PARAMETERS, ranks=4, precision=expected, zero=ZeroConfig(stage=3))
+    memory = memory_per_rank(NETWORK, ranks=4, precision=expected, zero=ZeroConfig(stage=3))
     assert (found["precision"], found["memory_per_rank_bytes"]) == (expected, memory.total)
 
 
@@ -150,7 +151,7 @@ def test_every_step_of_the_demo_is_described() -> None:
     assert found["sentiment.tune"] == {"trials": 6, "max_epochs": 4, "cpus": 1, "gpus": 0.0}
     assert {name: told for name in found if (told := describe(found[name]))} == {
         "tokens": "sequences of 64 tokens",
-        "pretrain": ("2 workers x 1 CPU, 1.0 M parameters, 14 MB a rank, 781 steps, 1.6 M tokens"),
+        "pretrain": ("2 workers x 1 CPU, 1.0 M parameters, 22 MB a rank, 781 steps, 1.6 M tokens"),
         "sentiment.tune": "6 trials x 1 CPU, at most 4 epochs each",
         "sentiment.final": "8 trainings x 1 CPU",
         "entities.tune": "6 trials x 1 CPU, at most 4 epochs each",
@@ -190,11 +191,14 @@ def test_needs_load_no_heavy_library() -> None:
 
 
 def test_plan_warns_of_devices_too_small_and_says_what_would_fit() -> None:
-    gang = {"workers": 2, "gpus": 1, "device_memory_gb": 0.0007}
-    spec = pretrain_spec(zero={"stage": 0}, precision="fp32")
-    line = describe(needs("pretrain", spec, cluster(pretrain=gang), vocab_size=512))
-    assert "WARNING: the model states alone take" in line
-    assert "what would fit: pretrain.zero.stage: " in line
+    gang = {"workers": 8, "gpus": 1, "device_memory_gb": 24}
+    network = {**CONFIG, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24}
+    model = {"architecture": "llama", "config": network}
+    spec = pretrain_spec(model, zero={"stage": 0}, precision="fp32")
+    line = describe(needs("pretrain", spec, cluster(pretrain=gang), vocab_size=32_000))
+    assert "1.7 B parameters" in line
+    assert "WARNING: the model states alone take 30 GB a rank" in line
+    assert "what would fit: pretrain.zero.stage: 1" in line
 
 
 def test_plan_does_not_warn_where_it_fits() -> None:
