@@ -31,11 +31,22 @@ class MarkReady(logging.Handler):
             self._mark("model and engine")
 
 
+def process_began() -> float:
+    """Clock at the beginning of this process: on Linux it counts from boot, as `stat` does."""
+    import os
+
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # `starttime`, proc(5)
+
+
 def train_on_rank(reporter, shared: Path, folder: Path, stage: int) -> None:
     """What a rank runs; rank 0 leaves its clocks in `folder`."""
     import os
 
-    marks = {"Ray's workers, process group": time.monotonic()}
+    marks = {
+        "Ray Train's controller": process_began(),
+        "worker processes, torch, process group": time.monotonic(),
+    }
 
     def mark(name: str) -> None:
         marks[name] = time.monotonic()
@@ -46,7 +57,7 @@ def train_on_rank(reporter, shared: Path, folder: Path, stage: int) -> None:
     from trainers import pretrain
     from trainers.pretrain import PretrainExecution
 
-    mark("imports")
+    mark("imports of the worker")
 
     class FirstStep:
         """Notes when the first step was reported."""
