@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainers.deepspeed_setup import import_deepspeed, require_runnable
+from trainers.deepspeed_swap import all_in_memory, read_each_once
 from trainers.engine import (
     Accept,
     Clock,
@@ -98,6 +99,7 @@ class DeepSpeedEngine:
             getattr(self._optimizer, name, False) for name in ("cpu_offload", "offload_optimizer")
         )
         self.module: nn.Module = self._engine.module
+        read_each_once(self.module)
         self.device, self._loss_function = device, loss_function
         self._stage = zero.stage
         self._uses_muon = type(optimizer).__name__ == "MuonWithAuxAdam"
@@ -177,7 +179,8 @@ class DeepSpeedEngine:
             return StepResult(loss, math.inf, is_applied=False)
         if self._keeps_gradients:
             for parameter, gradient in judgement.gradients:
-                parameter.grad = gradient
+                if parameter.numel():  # it is in a file again otherwise
+                    parameter.grad = gradient
         return StepResult(loss, judgement.norm, judgement.is_accepted)
 
     def mean(self, value: Tensor) -> float:
@@ -189,15 +192,17 @@ class DeepSpeedEngine:
     def save(self, directory: Path, write: Write = torch.save) -> None:
         """Every rank gives `write` its shard, in DeepSpeed's own format. Collective."""
         self._files.write = write
-        self._engine.save_checkpoint(
-            str(directory), tag=_TAG, save_latest=False, client_state=_FOR_CONVERSION
-        )
+        with all_in_memory(self._optimizer, changes=False):
+            self._engine.save_checkpoint(
+                str(directory), tag=_TAG, save_latest=False, client_state=_FOR_CONVERSION
+            )
 
     def load(self, directory: Path) -> None:
         """Every rank reads its shard. Collective."""
-        path, _ = self._engine.load_checkpoint(
-            str(directory), tag=_TAG, load_lr_scheduler_states=False
-        )
+        with all_in_memory(self._optimizer, changes=True):
+            path, _ = self._engine.load_checkpoint(
+                str(directory), tag=_TAG, load_lr_scheduler_states=False
+            )
         if path is None:  # DeepSpeed warns and goes on from scratch; we do not
             raise RuntimeError(f"DeepSpeed found no checkpoint in {directory}")
 

@@ -1,9 +1,11 @@
 """DeepSpeed before an engine is there: imported, asked what can run here, models built sharded."""
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,15 +50,23 @@ def require_runnable(zero: ZeroConfig, precision: str, device: torch.device) -> 
         raise DataError(
             f"pretrain.precision: fp16 does not run on this {device.type}; set bf16, fp32 or auto"
         )
-    if "nvme" in (zero.offload_optimizer, zero.offload_parameters):
-        from deepspeed.ops.op_builder import AsyncIOBuilder
+    if "nvme" in (zero.offload_optimizer, zero.offload_parameters) and not can_build_async_io():
+        raise DataError(
+            "offload to nvme needs DeepSpeed's async_io, which cannot be built here: install "
+            "libaio with its headers (libaio-dev) and a C++ compiler on every node, or set "
+            "pretrain.zero.offload_optimizer and offload_parameters to cpu or none"
+        )
 
-        if not AsyncIOBuilder().is_compatible(verbose=False):
-            raise DataError(
-                "offload to nvme needs DeepSpeed's async_io, which cannot be built here: install "
-                "libaio with its headers (libaio-dev) and a C++ compiler on every node, or set "
-                "pretrain.zero.offload_optimizer and offload_parameters to cpu or none"
-            )
+
+def can_build_async_io() -> bool:
+    """Whether what DeepSpeed reads and writes swap files with can be compiled here."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    # DeepSpeed brings ninja along beside Python, where a shell need not look.
+    beside_python = str(Path(sys.executable).parent)
+    if beside_python not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] += os.pathsep + beside_python
+    return bool(AsyncIOBuilder().is_compatible(verbose=False))
 
 
 def muon(groups: list[dict[str, Any]], device: torch.device) -> Optimizer:

@@ -4,14 +4,16 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 
-from trainers import assembly, checkpoint, loop, model, order, schedules
+from trainers import assembly, checkpoint, loop, model, order, schedules, scratch
 from trainers.assembly import PretrainExecution, PretrainWork
 from trainers.batches import Cursor, Prefetcher
 from trainers.branches import Branches
@@ -58,13 +60,25 @@ def run(
     torch.set_num_threads(execution.threads)
     ranks = Ranks.from_environment()
     logger.info("rank %d of %d begins", ranks.rank, ranks.world_size)
-    with Deadline(execution.hang_after_s) as deadline:
+    with Deadline(execution.hang_after_s) as deadline, _own_scratch(work) as work:
         session = _Session(work, execution, ranks, reporter, share, deadline)
         logger.info("model and optimizer are ready")
         session.resume()
         session.train()
         with deadline.paused():
             session.export()
+
+
+@contextmanager
+def _own_scratch(work: PretrainWork) -> Iterator[PretrainWork]:
+    """Keep what is offloaded to files apart from that of other trainings, and of other ranks."""
+    zero = work.pretrain.zero
+    if zero.nvme_path is None:
+        yield work
+        return
+    with scratch.own_folder(Path(zero.nvme_path), field="pretrain.zero.nvme_path") as folder:
+        own = zero.model_copy(update={"nvme_path": str(folder)})
+        yield replace(work, pretrain=work.pretrain.model_copy(update={"zero": own}))
 
 
 class _Session:
