@@ -50,23 +50,24 @@ def require_runnable(zero: ZeroConfig, precision: str, device: torch.device) -> 
         raise DataError(
             f"pretrain.precision: fp16 does not run on this {device.type}; set bf16, fp32 or auto"
         )
-    if "nvme" in (zero.offload_optimizer, zero.offload_parameters) and not can_build_async_io():
-        raise DataError(
-            "offload to nvme needs DeepSpeed's async_io, which cannot be built here: install "
-            "libaio with its headers (libaio-dev) and a C++ compiler on every node, or set "
-            "pretrain.zero.offload_optimizer and offload_parameters to cpu or none"
-        )
+    if "nvme" in (zero.offload_optimizer, zero.offload_parameters):
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise DataError(
+                "offload to nvme needs DeepSpeed's async_io, which cannot be built here: install "
+                "libaio with its headers (libaio-dev) and a C++ compiler on every node, or set "
+                "pretrain.zero.offload_optimizer and offload_parameters to cpu or none"
+            )
+        _let_ninja_be_found()
 
 
-def can_build_async_io() -> bool:
-    """Whether what DeepSpeed reads and writes swap files with can be compiled here."""
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    # DeepSpeed brings ninja along beside Python, where a shell need not look.
+def _let_ninja_be_found() -> None:
+    """Builds look for it in PATH; DeepSpeed brings it along beside Python, not always in there."""
     beside_python = str(Path(sys.executable).parent)
-    if beside_python not in os.environ["PATH"].split(os.pathsep):
-        os.environ["PATH"] += os.pathsep + beside_python
-    return bool(AsyncIOBuilder().is_compatible(verbose=False))
+    places = os.environ.get("PATH", "").split(os.pathsep)
+    if beside_python not in places:
+        os.environ["PATH"] = os.pathsep.join([*places, beside_python])
 
 
 def muon(groups: list[dict[str, Any]], device: torch.device) -> Optimizer:

@@ -8,7 +8,7 @@ that stay in files. With all state in memory it saves and loads it as if none wa
 # ruff: noqa: SLF001 -- DeepSpeed has no public way to its swapped state.
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -40,7 +40,11 @@ def all_in_memory(optimizer: Any, *, changes: bool) -> Iterator[None]:
         optimizer: DeepSpeed's, of any stage; nothing is done where it keeps nothing in files.
         changes: whether the state is changed inside, by a load, and must be written back.
     """
-    with _states_in_memory(optimizer, changes=changes), _room_for_weights(optimizer, changes):
+    with (
+        _states_in_memory(optimizer, changes=changes),
+        # A save takes the weights from the optimizer's copy; a load fills them.
+        _room_for_weights(optimizer) if changes else nullcontext(),
+    ):
         yield
 
 
@@ -106,10 +110,10 @@ class _SwappedGroup:
 
 
 @contextmanager
-def _room_for_weights(optimizer: Any, changes: bool) -> Iterator[None]:
-    """Memory for the weights that a load fills; a save takes the optimizer's copy of them."""
+def _room_for_weights(optimizer: Any) -> Iterator[None]:
+    """Memory for the weights that stay in files, which go back there."""
     flats: list[Tensor | None] = getattr(optimizer, "fp16_partitioned_groups_flat", [])
-    groups = [group for group, flat in enumerate(flats) if changes and flat is None]
+    groups = [group for group, flat in enumerate(flats) if flat is None]
     if not groups:
         yield
         return
