@@ -54,6 +54,19 @@ class _Judgement:
         self.is_accepted = self.accept(self.loss, self.norm)
 
 
+class _ComingMean:
+    """Of a value over all ranks, brought together while something else is computed. Collective."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._total = value.detach().clone().float()
+        self._sum = torch.distributed.all_reduce(self._total, async_op=True)
+
+    def wait(self) -> Tensor:
+        """The mean; on a GPU it may still be under way there."""
+        self._sum.wait()
+        return self._total / torch.distributed.get_world_size()
+
+
 class DeepSpeedEngine:
     """One rank of a process group that torch has already set up."""
 
@@ -131,13 +144,14 @@ class DeepSpeedEngine:
             if losses:
                 self._engine.step()  # between micro-batches it only counts
             loss = self._loss_function(self._engine, to_device(batch, self.device))
+            losses.append(loss.detach())
+            if len(losses) == len(micro_batches):  # under way during the last backward pass
+                coming = _ComingMean(torch.stack(losses).mean())
             if self._uses_muon:  # its momentum moves while gradients are reduced
                 self.before_update()
             self._engine.backward(loss)
-            losses.append(loss.detach())
-        loss = torch.stack(losses).mean()
+        loss = coming.wait()
         if accept is not None:
-            loss = torch.tensor(self.mean(loss))
             self._judgement = _Judgement(accept, float(loss))
         between = time.perf_counter()
         self.before_update()
@@ -185,9 +199,7 @@ class DeepSpeedEngine:
 
     def mean(self, value: Tensor) -> float:
         """The mean over all ranks. Collective."""
-        total = value.detach().clone().float()
-        torch.distributed.all_reduce(total)
-        return float(total) / torch.distributed.get_world_size()
+        return float(_ComingMean(value).wait())
 
     def save(self, directory: Path, write: Write = torch.save) -> None:
         """Every rank gives `write` its shard, in DeepSpeed's own format. Collective."""

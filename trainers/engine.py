@@ -51,7 +51,7 @@ class StepResult:
     """What became of one optimizer step."""
 
     loss: Tensor
-    """Mean over the micro-batches: of all ranks where the step was judged, else of this one."""
+    """Mean over the micro-batches of all ranks."""
     gradient_norm: float | None = None
     """Over all ranks and before clipping; None where nobody asked for it."""
     is_applied: bool = True
