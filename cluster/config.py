@@ -2,17 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Scalar = bool | int | float | str
-
-
-class Schema(BaseModel):
-    """A frozen section of the pipeline file; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from cluster.schema import PositiveFloat, PositiveInt, Schema
+from cluster.space import Point, Range, Space, dimensions, drawn, grid, with_ranges
 
 
 class WorkerConfig(Schema):
@@ -150,63 +143,75 @@ class ClusterConfig(Schema):
         return self
 
 
-class Range(Schema):
-    """A continuous or integer dimension of a search space; exactly one field is set."""
-
-    uniform: tuple[float, float] | None = None
-    """Lower and upper bound."""
-
-    loguniform: tuple[float, float] | None = None
-    """Lower and upper bound, both above zero; uniform in the logarithm."""
-
-    randint: tuple[int, int] | None = None
-    """Smallest and largest integer, both included."""
-
-    @model_validator(mode="after")
-    def _one_range(self) -> Self:
-        given = {name: bounds for name, bounds in self if bounds is not None}
-        if len(given) != 1:
-            raise ValueError("give exactly one of uniform, loguniform, randint")
-        (name, (low, high)), *_ = given.items()
-        if not low < high:
-            raise ValueError(f"{name}: the lower bound {low} must be below the upper bound {high}")
-        if name == "loguniform" and low <= 0:
-            raise ValueError(f"loguniform: the lower bound {low} must be above zero")
-        return self
-
-
 class SearchConfig(Schema):
     """A search over hyperparameters: which points, and which are given up early."""
 
     trials: PositiveInt
     """Configurations to try."""
 
-    searcher: Literal["random", "tpe"] = "random"
-    """`tpe` is Optuna's tree-structured Parzen estimator."""
+    max_hours: PositiveFloat | None = None
+    """Then the search ends, with those trials that finished; it counts anew when a search that was
+    interrupted goes on."""
 
-    scheduler: Literal["none", "asha"] = "none"
-    """`asha` stops trials that fall behind (arXiv:1810.05934)."""
+    searcher: Literal["random", "grid", "tpe"] = "random"
+    """`grid` tries all combinations of the lists in `space`; `tpe` is Optuna's tree-structured
+    Parzen estimator."""
+
+    scheduler: Literal["none", "asha", "median"] = "none"
+    """`asha` stops trials that fall behind at its rungs (arXiv:1810.05934), `median` those whose
+    best is below the median of the others' means so far (Golovin et al. 2017, Google Vizier)."""
 
     grace_epochs: PositiveInt = 1
-    """ASHA's first rung: epochs every trial may run."""
+    """Epochs every trial may run; ASHA's first rung."""
 
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """ASHA keeps one in this many trials at each rung."""
 
-    space: dict[str, Range | Annotated[list[Scalar], Field(min_length=1)] | Scalar] = {}
-    """By hyperparameter: a range, a list of choices, or one value."""
+    space: Space = {}
+    """By hyperparameter: a range, a list of choices, one value, or choices with the hyperparameters
+    that go with each."""
 
     seed: int = 0
     """Of the searcher."""
 
+    def points(self) -> list[Point]:
+        """What `grid` and `random` try, in this order; more random trials begin with the same."""
+        if self.searcher == "grid":
+            return grid(self.space)
+        return drawn(self.space, self.trials, self.seed)
+
     @model_validator(mode="before")
     @classmethod
     def _ranges_first(cls, data: Any) -> Any:
-        """Validate mappings as ranges here, so that errors speak of the range alone."""
         if isinstance(data, dict) and isinstance(data.get("space"), dict):
-            space = {
-                name: Range.model_validate(value) if isinstance(value, dict) else value
-                for name, value in data["space"].items()
-            }
-            return {**data, "space": space}
+            return {**data, "space": with_ranges(data["space"])}
         return data
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        for name, schedulers in (
+            ("grace_epochs", ("asha", "median")),
+            ("reduction_factor", ("asha",)),
+        ):
+            if self.scheduler not in schedulers and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} goes with scheduler: {' or '.join(schedulers)}")
+        for place, name, _, branch in dimensions(self.space):
+            if branch and name in self.space:
+                raise ValueError(f"space.{place}: {name} stands beside the choices, too; drop one")
+        if self.searcher == "grid":
+            self._check_grid()
+        return self
+
+    def _check_grid(self) -> None:
+        ranges = [
+            place for place, _, value, _ in dimensions(self.space) if isinstance(value, Range)
+        ]
+        if ranges:
+            raise ValueError(
+                f"searcher grid tries lists of values; space.{ranges[0]} is a range: list its "
+                "values, or take searcher: random or tpe"
+            )
+        points = len(grid(self.space))
+        if self.trials != points:
+            raise ValueError(f"searcher grid tries all {points} points of the space: set trials")

@@ -73,11 +73,13 @@ class SearchPlan:
     worker: WorkerConfig
     """What one trial is given."""
     metric: str
-    """Of a trial's metrics, the one to bring as high as possible."""
+    """Of a trial's metrics, the one to bring as high as possible, or as low."""
     max_epochs: int
     """The longest a trial may train."""
     slots: int
     """Trials at once."""
+    lower_is_better: bool = False
+    """Of the metric."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class Cluster(Protocol):
         log: Path,
         on_result: Callable[[str, Metrics], None],
     ) -> list[TrialResult]:
-        """Search for the configuration with the highest metric.
+        """Search for the configuration with the best metric.
 
         `shared` is placed once per node and handed to `trial` in each slot's process. A search that
         was interrupted goes on when `directory` holds its state.

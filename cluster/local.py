@@ -2,13 +2,12 @@
 
 import dataclasses
 import os
-import random
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.config import GangConfig, Range, WorkerConfig
+from cluster.config import GangConfig, WorkerConfig
 from cluster.interface import (
     Capacity,
     Metrics,
@@ -122,12 +121,9 @@ class LocalCluster:
         on_result: Callable[[str, Metrics], None],
     ) -> list[TrialResult]:
         """One trial after another, each to its end."""
-        search = plan.search
-        generator = random.Random(search.seed)
         slot = trial(shared)
         results = []
-        for number in range(search.trials):
-            point = {name: _sample(value, generator) for name, value in search.space.items()}
+        for number, point in enumerate(plan.search.points()):
             trial_id, history, error = f"{number:05d}", [], None
             try:
                 slot.start(point)
@@ -140,16 +136,3 @@ class LocalCluster:
                 TrialResult(trial_id, point, "failed" if error else "finished", history, error)
             )
         return results
-
-
-def _sample(value: Any, generator: random.Random) -> Any:
-    match value:
-        case Range(uniform=(low, high)):
-            return generator.uniform(low, high)
-        case Range(loguniform=(low, high)):
-            return float(low * (high / low) ** generator.random())
-        case Range(randint=(low, high)):
-            return generator.randint(low, high)
-        case list():
-            return generator.choice(value)
-    return value

@@ -6,6 +6,7 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,12 @@ from ray.tune import (
     TuneConfig,
     Tuner,
 )
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
 from ray.tune.search import (
     BasicVariantGenerator,
     ConcurrencyLimiter,
@@ -29,10 +35,12 @@ from ray.tune.search import (
 )
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster.config import Range, SearchConfig
+from cluster import space
+from cluster.config import SearchConfig
 from cluster.interface import Metrics, SearchPlan, Trial, TrialResult
 from cluster.logs import redirected
 from cluster.snapshots import is_left_whole
+from cluster.space import Dimension, Range, Space
 
 Listener = Callable[[str, Metrics], None]
 """Is told a trial and its metrics after each epoch."""
@@ -43,7 +51,10 @@ _HISTORIES = "histories"
 # Keys of ours in Tune's result dictionaries.
 _SCORE = "score"
 _ERROR = "error"
+_FINISHED = "finished"
 _EPOCH = "training_iteration"
+_POINT = "point"
+"""The key of a trial's hyperparameters in Tune's configuration."""
 # What the scheduler and searcher see instead of NaN: Tune's ASHA never stops a NaN trial.
 _WORST_SCORE = -1e9
 
@@ -57,30 +68,33 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
         factory: Callable[[Any], Trial],
         shared: Any,
         metric: str,
+        sign: float,
         log: Path,
     ) -> None:
         """Make the process ready: imports, weights and data, once for all configurations."""
-        self._metric = metric
+        self._metric, self._sign = metric, sign
         self._log = log.with_suffix(f".slot{os.getpid()}.log")
         self._failure: str | None = None
         with redirected(self._log):
             self._trial = factory(shared)
-        self._start(config)
+        self._start(config[_POINT])
 
     def step(self) -> dict[str, Any]:
         """Train one epoch."""
         metrics: dict[str, float] = {}
         if self._failure is None:
             self._guarded(lambda: metrics.update(self._trial.step()))
-        score = metrics.get(self._metric, math.nan)
+        score = self._sign * metrics.get(self._metric, math.nan)
         if self._failure is None and not all(math.isfinite(value) for value in metrics.values()):
             self._failure = f"a metric is not finite: {metrics}"
         failed = self._failure is not None
+        finished = not failed and self._trial.is_finished
         return {
             "metrics": metrics,
             _SCORE: _WORST_SCORE if failed else score,
             _ERROR: self._failure,
-            "done": failed or self._trial.is_finished,
+            _FINISHED: finished,
+            "done": failed or finished,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -104,11 +118,11 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
             with redirected(self._log):
                 traceback.print_exc()
             self._iteration = 0
-            self._start(self.config)
+            self._start(self.config[_POINT])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next configuration in the same process."""
-        self._start(new_config)
+        self._start(new_config[_POINT])
         return True
 
     def _start(self, hyperparameters: Mapping[str, Any]) -> None:
@@ -155,9 +169,16 @@ def run(
     log: Path,
     on_result: Listener,
 ) -> list[TrialResult]:
-    """Search for the highest metric; see `cluster.interface.Cluster.run_trials`."""
+    """Search for the best metric; see `cluster.interface.Cluster.run_trials`."""
     trainable = tune.with_resources(
-        tune.with_parameters(TrialSlot, factory=trial, shared=shared, metric=plan.metric, log=log),
+        tune.with_parameters(
+            TrialSlot,
+            factory=trial,
+            shared=shared,
+            metric=plan.metric,
+            sign=-1.0 if plan.lower_is_better else 1.0,
+            log=log,
+        ),
         {"cpu": plan.worker.cpus, "gpu": plan.worker.gpus},
     )
     search = plan.search
@@ -175,10 +196,11 @@ def run(
             tune_config=TuneConfig(
                 metric=_SCORE,
                 mode="max",
-                num_samples=search.trials,
+                num_samples=search.trials if search.searcher == "tpe" else 1,
                 search_alg=_searcher(search, plan.slots),
                 scheduler=_scheduler(search, plan.max_epochs),
                 reuse_actors=True,
+                time_budget_s=search.max_hours and search.max_hours * 3600,
             ),
             run_config=RunConfig(
                 name=EXPERIMENT,
@@ -192,60 +214,81 @@ def run(
     histories = _Histories(f"{directory}/{_HISTORIES}")
     token = _listener.set(histories.recording(on_result))
     try:
-        return _results(tuner.fit(), plan.max_epochs, histories)
+        return _results(tuner.fit(), histories)
     finally:
         _listener.reset(token)
 
 
 def _space(search: SearchConfig) -> dict[str, Any]:
-    """The search space in Tune's terms."""
-    return {name: _domain(value) for name, value in search.space.items()}
-
-
-def _domain(value: Any) -> Any:
-    match value:
-        case Range(uniform=(low, high)):
-            return tune.uniform(low, high)
-        case Range(loguniform=(low, high)):
-            return tune.loguniform(low, high)
-        case Range(randint=(low, high)):
-            return tune.randint(low, high + 1)  # Tune leaves the upper bound out
-        case list():
-            return tune.choice(value)
-    return value
+    """What Tune itself draws from: which of the points, or nothing, where the searcher does."""
+    return {} if search.searcher == "tpe" else {_POINT: tune.grid_search(search.points())}
 
 
 def _searcher(search: SearchConfig, slots: int) -> Searcher | SearchAlgorithm:
     if search.searcher == "tpe":
-        searcher = OptunaSearch(metric=_SCORE, mode="max", seed=search.seed)
+        searcher = OptunaSearch(
+            _Suggestions(search.space), metric=_SCORE, mode="max", seed=search.seed
+        )
         return ConcurrencyLimiter(searcher, max_concurrent=slots)
     return BasicVariantGenerator(random_state=search.seed, max_concurrent=slots)
 
 
+@dataclass(frozen=True)
+class _Suggestions:
+    """A search space as Optuna asks for it: one value after another, of the branch it is in."""
+
+    space: Space
+
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        """A point that the sampler suggests."""
+
+        def pick(name: str, dimension: Dimension) -> Any:
+            match dimension:
+                case Range(uniform=(low, high)):
+                    return trial.suggest_float(name, low, high)
+                case Range(loguniform=(low, high)):
+                    return trial.suggest_float(name, low, high, log=True)
+                case Range(quniform=(low, _, step)):
+                    number = trial.suggest_int(name, 0, space.steps(dimension) - 1)
+                    return space.stepped(low, step, number)
+                case Range(randint=(low, high)):
+                    return trial.suggest_int(name, low, high)
+                case list():
+                    return trial.suggest_categorical(name, dimension)
+            return dimension
+
+        return {_POINT: space.point(self.space, pick)}
+
+
 def _scheduler(search: SearchConfig, max_epochs: int) -> TrialScheduler:
-    if search.scheduler == "none":
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr=_EPOCH,
-        max_t=max_epochs,
-        grace_period=min(search.grace_epochs, max_epochs),
-        reduction_factor=search.reduction_factor,
-    )
+    match search.scheduler:
+        case "none":
+            return FIFOScheduler()
+        case "median":
+            return MedianStoppingRule(time_attr=_EPOCH, grace_period=search.grace_epochs)
+        case "asha":
+            return ASHAScheduler(
+                time_attr=_EPOCH,
+                max_t=max_epochs,
+                grace_period=min(search.grace_epochs, max_epochs),
+                reduction_factor=search.reduction_factor,
+            )
 
 
-def _results(grid: ResultGrid, max_epochs: int, histories: "_Histories") -> list[TrialResult]:
+def _results(grid: ResultGrid, histories: "_Histories") -> list[TrialResult]:
     results = []
-    for result in grid:
+    # A result without metrics, as of a trial that was never begun, does not tell of its trial.
+    trials = grid._experiment_analysis.trials  # noqa: SLF001
+    for trial, result in zip(trials, grid, strict=True):
         last = result.metrics or {}
         error = last.get(_ERROR) or (str(result.error) if result.error else None)
-        epochs = result.config.get("epochs", max_epochs)
-        finished = last.get(_EPOCH, 0) >= epochs
+        finished = last.get(_FINISHED, False)
         results.append(
             TrialResult(
-                trial_id=last.get("trial_id", Path(result.path).name),
-                hyperparameters=dict(result.config),
+                trial_id=trial.trial_id,
+                hyperparameters=dict(trial.config[_POINT]),
                 status="failed" if error else "finished" if finished else "stopped",
-                history=histories.of(last.get("trial_id", "")),
+                history=histories.of(trial.trial_id),
                 error=error,
             )
         )

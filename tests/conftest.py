@@ -49,6 +49,19 @@ def write_entities(path: Path, sentences: int = 120) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+def write_pairs(path: Path, rows: int = 320) -> None:
+    """Pairs of words; the label says whether they are the same, the number how alike they are."""
+    generator = random.Random(0)
+    words = WORDS[:8]
+    lines = ["first,second,label,number"]
+    for number in range(rows):
+        word = generator.choice(words)
+        is_same = generator.random() < 0.5
+        other = word if is_same else generator.choice([w for w in words if w != word])
+        lines.append(f"{word} {number},{other},{'same' if is_same else 'other'},{int(is_same)}")
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
 def tiny_pipeline(folder: Path) -> dict[str, Any]:
     """A whole pipeline as it stands in YAML, with its data written to `folder`."""
     write_corpus(folder / "corpus.txt")

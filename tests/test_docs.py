@@ -39,7 +39,7 @@ def test_commands_in_documents_exist(document: Path) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example_loads_and_plans(example: Path) -> None:
     config = load_config(example)
-    tasks: dict[str, dict[str, str]] = {name: {} for name in config.tasks}
+    tasks: dict[str, dict[str, tuple[str, str]]] = {name: {} for name in config.tasks}
     nothing = OutsideData(corpus={}, sources=(), tokenizer={}, model={}, tasks=tasks, custom={})
     steps = build_steps(config, nothing)
     assert {step.kind for step in steps} >= {"pretrain", "tune", "final", "promote", "report"}

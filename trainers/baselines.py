@@ -1,80 +1,134 @@
 """What a task's score must be compared with: methods that need no neural network."""
 
 from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
 
-from trainers.metrics import score
-from trainers.task_config import TaskConfig
-from trainers.tasks import Examples
+from trainers.task_types.base import Encoded, Examples, Prediction, TaskType
+from trainers.task_types.classification import MultiLabel
+from trainers.task_types.regression import Regression
+from trainers.task_types.words import TokenClassification
 
-_INVERSE_REGULARISATIONS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-_WORDS = {"ngram_range": (1, 2)}
-_CHARACTERS = {"analyzer": "char_wb", "ngram_range": (2, 5)}
+_STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Inverse regularisations."""
+_FEATURES: dict[str, dict[str, Any]] = {
+    "tf-idf": {"ngram_range": (1, 2)},
+    "tf-idf of characters": {"analyzer": "char_wb", "ngram_range": (2, 5)},
+}
 
 
 def evaluate(
-    task: TaskConfig, train: Examples, validation: Examples, test: Examples
+    kind: TaskType, train: Examples, validation: Examples, test: Examples
 ) -> dict[str, dict[str, float]]:
     """Test scores by baseline, trained on the rows the model is trained on."""
-    predictions: dict[str, list[Any]]
-    if task.type == "token_classification":
-        predictions = {
-            "majority": _majority_tags(train, test),
+    if isinstance(kind, TokenClassification):
+        found = {
+            kind.constant: _majority_tags(train, test),
             "dictionary": _dictionary(train, test),
         }
     else:
-        predictions = {
-            "majority": _majority(train, test),
-            "tf-idf": _tf_idf(_WORDS, task, train, validation, test),
-            "tf-idf of characters": _tf_idf(_CHARACTERS, task, train, validation, test),
+        found = {kind.constant: _constant(kind, train, test)} | {
+            name: _tf_idf(kind, settings, train, validation, test)
+            for name, settings in _FEATURES.items()
         }
-    return {name: score(task.type, test.labels, found) for name, found in predictions.items()}
+    return {name: kind.score(test.labels, predictions) for name, predictions in found.items()}
 
 
-def _majority(train: Examples, test: Examples) -> list[str]:
-    label = Counter(train.labels).most_common(1)[0][0]
-    return [label] * len(test)
+def _constant(kind: TaskType, train: Examples, test: Examples) -> list[Prediction]:
+    """The mean number, or the share of each label, for every row."""
+    if isinstance(kind, Regression):
+        output = np.array([fmean(train.labels)])
+    else:
+        output = _targets(kind, train.labels).mean(axis=0)
+    return kind.predictions([output] * len(test), Encoded([], []))
 
 
 def _tf_idf(
-    features: dict[str, Any],
-    task: TaskConfig,
+    kind: TaskType,
+    settings: dict[str, Any],
     train: Examples,
     validation: Examples,
     test: Examples,
-) -> list[str]:
-    """TF-IDF and logistic regression; its one setting by validation."""
+) -> list[Prediction]:
+    """TF-IDF and a linear model; its one setting by validation."""
+    vectorizer = TfidfVectorizer(sublinear_tf=True, **settings)
+    vectorizer.fit([*train.texts, *(train.pairs or [])])
+    known, held_out, unseen = (_features(vectorizer, rows) for rows in (train, validation, test))
 
-    def fitted(inverse_regularisation: float) -> Pipeline:
-        pipeline = make_pipeline(
-            TfidfVectorizer(sublinear_tf=True, **features),
-            LogisticRegression(C=inverse_regularisation, max_iter=2000),
-        )
-        return pipeline.fit(train.texts, train.labels)
+    def fitted(strength: float) -> Any:
+        return _linear(kind, strength).fit(known, _learnable(kind, train.labels))
 
-    def validation_score(pipeline: Pipeline) -> float:
-        found = list(pipeline.predict(validation.texts))
-        return score(task.type, validation.labels, found)[task.metric]
+    def predictions(linear: Any, features: Any) -> list[Prediction]:
+        return kind.predictions(list(_outputs(kind, linear, features)), Encoded([], []))
 
-    best = max(map(fitted, _INVERSE_REGULARISATIONS), key=validation_score)
-    return list(best.predict(test.texts))
+    def merit(linear: Any) -> float:
+        found = predictions(linear, held_out)
+        return kind.task.merit(kind.required_score(validation.labels, found))
+
+    return predictions(max(map(fitted, _STRENGTHS), key=merit), unseen)
 
 
-def _majority_tags(train: Examples, test: Examples) -> list[list[str]]:
+def _features(vectorizer: TfidfVectorizer, rows: Examples) -> Any:
+    """Of one text its terms; of two both their terms, and those they share."""
+    first = vectorizer.transform(rows.texts)
+    if rows.pairs is None:
+        return first
+    second = vectorizer.transform(rows.pairs)
+    return scipy.sparse.hstack([first, second, first.multiply(second)]).tocsr()
+
+
+def _linear(kind: TaskType, strength: float) -> Any:
+    if isinstance(kind, Regression):
+        return Ridge(alpha=1.0 / strength)
+    model = LogisticRegression(C=strength, max_iter=2000)
+    return OneVsRestClassifier(model) if isinstance(kind, MultiLabel) else model
+
+
+def _learnable(kind: TaskType, labels: Sequence[Any]) -> Any:
+    """Labels as scikit-learn takes them."""
+    return _targets(kind, labels) if isinstance(kind, MultiLabel) else labels
+
+
+def _outputs(kind: TaskType, linear: Any, features: Any) -> NDArray[np.float64]:
+    """What a model of ours would have said: numbers, or probabilities of all labels."""
+    if isinstance(kind, Regression):
+        return np.asarray(linear.predict(features)).reshape(-1, 1)
+    found = linear.predict_proba(features)
+    if isinstance(kind, MultiLabel):
+        return np.asarray(found)
+    outputs = np.zeros((len(found), len(kind.labels)))
+    outputs[:, [kind.labels.index(name) for name in linear.classes_]] = found
+    return outputs
+
+
+def _targets(kind: TaskType, labels: Sequence[Any]) -> NDArray[np.float64]:
+    """1 where a row has a label, shape (rows, labels)."""
+    own = [set(label) if isinstance(label, list) else {label} for label in labels]
+    return np.array([[float(name in names) for name in kind.labels] for names in own])
+
+
+def _majority_tags(train: Examples, test: Examples) -> list[Prediction]:
     tag = Counter(tag for tags in train.labels for tag in tags).most_common(1)[0][0]
-    return [[tag] * len(words) for words in test.texts]
+    return [Prediction([tag] * len(words), None) for words in test.texts]
 
 
-def _dictionary(train: Examples, test: Examples) -> list[list[str]]:
+def _dictionary(train: Examples, test: Examples) -> list[Prediction]:
     """Each word's most frequent tag in training; the most frequent tag of all for new words."""
     by_word: dict[Any, Counter[str]] = {}
     for words, tags in zip(train.texts, train.labels, strict=True):
         for word, tag in zip(words, tags, strict=True):
             by_word.setdefault(word, Counter())[tag] += 1
-    default = _majority_tags(train, Examples([[""]], [[""]]))[0][0]
+    default = Counter(tag for tags in train.labels for tag in tags).most_common(1)[0][0]
     most_frequent = {word: tags.most_common(1)[0][0] for word, tags in by_word.items()}
-    return [[most_frequent.get(word, default) for word in words] for words in test.texts]
+    return [
+        Prediction([most_frequent.get(word, default) for word in words], None)
+        for words in test.texts
+    ]

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,9 +98,9 @@ def parts(text: str, limit: int = 1 << 20) -> Iterator[str]:
 
 
 def rows(data: TaskDataConfig, path: Path) -> Iterator[Row]:
-    """Labelled rows of a task: `{"text": ..., "label": ...}`.
+    """Labelled rows of a task: `{"text": ..., "label": ...}`, and `"pair"` where it has one.
 
-    For `conll` and other word-level data both values are lists of equal length.
+    For `conll` both values are lists of equal length.
 
     Raises:
         DataError: names the file, the row and what is missing.
@@ -108,10 +109,7 @@ def rows(data: TaskDataConfig, path: Path) -> Iterator[Row]:
         return _sentences(str(path), data.encoding)
     raw = _records(str(path), data.format, data.encoding)
     return (
-        {
-            "text": _field(row, data.text, path, where),
-            "label": _field(row, data.label, path, where),
-        }
+        {name: _field(row, column, path, where) for name, column in data.columns.items()}
         for where, row in raw
     )
 
@@ -237,6 +235,8 @@ def _records(place: str, source_format: str, encoding: str) -> Iterator[tuple[_W
             return _csv_rows(place, encoding, _refuse)
         case "parquet":
             return _parquet_rows(place)
+        case "dataset":
+            return _saved_rows(place)
     raise AssertionError(source_format)
 
 
@@ -322,6 +322,11 @@ def _parquet_rows(place: str) -> Iterator[tuple[_Where, Row]]:
                     yield where, row
     except tables.DAMAGE as error:
         raise DataError(f"{place}: cannot be read after {where()}: {error}") from error
+
+
+def _saved_rows(place: str) -> Iterator[tuple[_Where, Row]]:
+    for number, row in enumerate(tables.saved_rows(place), start=1):
+        yield partial("row {}".format, number), row
 
 
 def _sentences(place: str, encoding: str) -> Iterator[Row]:

@@ -10,34 +10,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
-from trainers import loop, metrics, model, optim, schedules, tasks, tokenizer
+from trainers import loop, methods, model, optim, pairs, schedules, task_data, tokenizer
 from trainers.engine import PlainEngine
-from trainers.predict import Prediction, Predictor, probabilities
+from trainers.predict import Predictor, predictions
 from trainers.pretrain_config import ScheduleConfig
-from trainers.segments import IGNORED_LABEL, Batch
+from trainers.segments import Batch
 from trainers.task_config import Hyperparameters, TaskConfig
-from trainers.tasks import Encoded, Examples, collate
+from trainers.task_types import TaskType, type_of
+from trainers.task_types.base import Encoded, Examples, Prediction, TextType, collate
 
 _BATCHES_SORTED_TOGETHER = 20
 _BETAS = (0.9, 0.98)
 _GRADIENT_CLIPPING = 1.0
 _STATE = "trial.pt"
 
+ADAPTER = "adapter"
+"""Folder of what LoRA trained, beside the model it is merged into."""
+
 
 @dataclass(frozen=True)
 class TaskInputs:
     """All that trainings of one task share: plain arrays, placed once per node."""
 
-    task: TaskConfig
-    labels: list[str]
+    kind: TaskType
     network: dict[str, Any]
-    """The base's configuration with the task's labels."""
+    """The base's configuration with what the task's head has to know."""
     weights: Mapping[str, NDArray[Any]]
     """The base's weights by name."""
     train: Encoded
     validation: Encoded
+    truth: list[Any]
+    """Labels of the validation rows."""
+    class_weights: NDArray[np.float32] | None
     pad_token: int
     mask_token: int | None
     threads: int
@@ -45,30 +51,52 @@ class TaskInputs:
 
 
 def task_inputs(
-    task: TaskConfig, base: Path, data: Path, *, threads: int, use_gpu: bool
+    task: TaskConfig,
+    base: Path,
+    data: Path,
+    *,
+    threads: int,
+    use_gpu: bool,
+    label_fraction: float = 1.0,
 ) -> TaskInputs:
-    """Read a base model's folder and a task's prepared rows; the test rows stay closed."""
-    loaded = tokenizer.load(base)
+    """Read a base model's folder and a task's prepared rows; the test rows stay closed.
+
+    Args:
+        task: the user's section.
+        base: a Hugging Face folder.
+        data: what `task_data.prepare` wrote.
+        threads: of a training.
+        use_gpu: or the CPU.
+        label_fraction: share of the training rows that is used.
+    """
+    loaded = _tokenizer(task, base)
     network, weights = model.weights_of(base)
-    labels = tasks.load_labels(data)
-    left_to_right = model.reads_left_to_right(network)
-
-    def encoded(split: str) -> Encoded:
-        examples = tasks.load(data, split)
-        return tasks.encode(examples, labels, task, loaded, left_to_right=left_to_right)
-
+    kind = type_of(task, task_data.load_labels(data))
+    train, validation = (
+        task_data.load(data, split) for split in (task_data.TRAIN, task_data.VALIDATION)
+    )
+    if label_fraction < 1.0:
+        train = task_data.fewer(train, label_fraction, type(kind), task.data.split.seed)
     return TaskInputs(
-        task=task,
-        labels=labels,
-        network=model.with_labels(network, labels) | {"pad_token_id": loaded.pad_token_id},
+        kind=kind,
+        network=kind.configure(network) | {"pad_token_id": loaded.pad_token_id},
         weights=weights,
-        train=encoded(tasks.TRAIN),
-        validation=encoded(tasks.VALIDATION),
+        train=kind.encode(train, loaded, network),
+        validation=kind.encode(validation, loaded, network),
+        truth=validation.labels,
+        class_weights=kind.weights(train.labels),
         pad_token=loaded.pad_token_id,
         mask_token=loaded.mask_token_id,
         threads=threads,
         use_gpu=use_gpu,
     )
+
+
+def _tokenizer(task: TaskConfig, base: Path) -> PreTrainedTokenizerFast:
+    """The base's tokenizer as the task needs it."""
+    loaded = tokenizer.load(base)
+    loaded.model_max_length = task.max_length
+    return loaded if task.data.text_pair is None else pairs.with_separator(loaded)
 
 
 class FineTuning:
@@ -81,11 +109,15 @@ class FineTuning:
         torch.set_num_threads(inputs.threads)
         self._inputs, self._from_scratch = inputs, from_scratch
         self._device = torch.device("cuda" if inputs.use_gpu else "cpu")
+        weights = inputs.class_weights
+        self._class_weights = None if weights is None else torch.from_numpy(weights)
+        if self._class_weights is not None:
+            self._class_weights = self._class_weights.to(self._device)
         self.epoch = 0
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Whole parameters on the CPU, as `trainers.model.export` takes them."""
+        """Whole parameters on the CPU."""
         return self._engine.weights()
 
     @property
@@ -100,12 +132,14 @@ class FineTuning:
         self.model = model.for_task(
             inputs.network,
             None if self._from_scratch else inputs.weights,
-            inputs.task.type,
+            inputs.kind.head,
             dropout=settings.dropout,
             seed=settings.seed,
         )
-        if settings.method == "head":
-            model.freeze_backbone(self.model)
+        self._adapters = (
+            methods.add_adapters(self.model, settings) if settings.method == "lora" else None
+        )
+        methods.freeze(self.model, settings)
         optimizer = optim.adamw(
             self.model,
             learning_rate=settings.learning_rate,
@@ -135,6 +169,7 @@ class FineTuning:
     def train_epoch(self) -> float:
         """Train one epoch; the mean training loss."""
         settings, inputs = self._settings, self._inputs
+        methods.freeze(self.model, settings, self.epoch)
         generator = np.random.default_rng([settings.seed, self.epoch])
         order = batches_by_length(inputs.train, settings.batch_size, generator)
         first = self.epoch * self._steps_per_epoch
@@ -152,14 +187,9 @@ class FineTuning:
 
     def validate(self) -> dict[str, float]:
         """Metrics on the validation rows."""
-        names, rows = self._inputs.labels, self._inputs.validation
-        found = probabilities(self.model, rows, self._inputs.pad_token)
-        truth = [_names(row, row, names) for row in rows.labels]
-        predicted = [
-            _names(row.argmax(-1), labels, names)
-            for row, labels in zip(found, rows.labels, strict=True)
-        ]
-        return metrics.score(self._inputs.task.type, truth, predicted)
+        inputs = self._inputs
+        found = predictions(inputs.kind, self.model, inputs.validation, inputs.pad_token)
+        return inputs.kind.required_score(inputs.truth, found)
 
     def save(self, directory: Path) -> None:
         """Write the state after the current epoch."""
@@ -171,37 +201,47 @@ class FineTuning:
         self._engine.load(directory)
         self.epoch = torch.load(directory / _STATE, weights_only=True)["epoch"]
 
+    def export(self, directory: Path, loaded: PreTrainedTokenizerFast) -> None:
+        """Write a Hugging Face folder, adapters merged and kept in `adapter/`; ends this training.
+
+        Args:
+            directory: an empty folder.
+            loaded: the tokenizer that goes beside the model.
+        """
+        if self._adapters is not None:
+            self._adapters.save_pretrained(str(directory / ADAPTER))
+            self._adapters.merge_and_unload()
+        model.export(directory, self.model, self.weights, loaded)
+
     def _loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        labels = batch["labels"]
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         if not self._uses_prefixes:
-            return self._cross_entropy(module(**inputs).logits, batch["labels"])
+            return self._loss_of(module(**inputs).logits, labels)
         # Each position's features are those of a prefix, the last real one's of the whole text.
         network: Any = module
         logits = network.score(network.base_model(**inputs).last_hidden_state)
         mask = batch["attention_mask"].bool()
-        rows = torch.arange(len(logits), device=logits.device)
-        whole = logits[rows, mask.sum(1) - 1]
-        prefixes = torch.where(mask, batch["labels"][:, None], IGNORED_LABEL)
-        return self._cross_entropy(whole, batch["labels"]) + (
-            self._settings.prefix_loss * self._cross_entropy(logits, prefixes)
-        )
+        whole = logits[torch.arange(len(logits), device=logits.device), mask.sum(1) - 1]
+        rows, _ = mask.nonzero(as_tuple=True)
+        prefixes = self._loss_of(logits[mask], labels[rows])
+        return self._loss_of(whole, labels) + self._settings.prefix_loss * prefixes
 
     @property
     def _uses_prefixes(self) -> bool:
         inputs = self._inputs
-        is_text_label = inputs.task.type == "classification"
         return (
             self._settings.prefix_loss > 0
-            and is_text_label
+            and isinstance(inputs.kind, TextType)
             and model.reads_left_to_right(inputs.network)
         )
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(),
-            labels.reshape(-1),
-            ignore_index=IGNORED_LABEL,
-            label_smoothing=self._settings.label_smoothing,
+    def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self._inputs.kind.loss(
+            logits,
+            labels,
+            smoothing=self._settings.label_smoothing,
+            weights=self._class_weights,
         )
 
     def _training_batch(self, rows: Sequence[int], generator: np.random.Generator) -> Batch:
@@ -227,6 +267,8 @@ class Training:
     output: Path
     threads: int
     use_gpu: bool
+    label_fraction: float = 1.0
+    """Share of the training rows that is used, in as many optimizer steps as all would take."""
 
 
 def train_and_export(training: Training) -> dict[str, float]:
@@ -237,32 +279,38 @@ def train_and_export(training: Training) -> dict[str, float]:
         training.data,
         threads=training.threads,
         use_gpu=training.use_gpu,
+        label_fraction=training.label_fraction,
     )
+    point = training.hyperparameters
+    if training.label_fraction < 1.0:
+        rows = task_data.count(training.data, task_data.TRAIN)
+        steps = point.epochs * math.ceil(rows / point.batch_size)
+        epochs = math.ceil(steps / math.ceil(len(inputs.train) / point.batch_size))
+        point = point.model_copy(update={"epochs": epochs})
     tuning = FineTuning(inputs, from_scratch=training.from_scratch)
-    tuning.start(training.hyperparameters.model_dump())
+    tuning.start(point.model_dump())
     while not tuning.is_finished:
         tuning.train_epoch()
     scores = tuning.validate()
-    loaded = tokenizer.load(training.base)
-    loaded.model_max_length = training.task.max_length
     training.output.mkdir(parents=True)
-    model.export(training.output, tuning.model, tuning.weights, loaded)
+    tuning.export(training.output, _tokenizer(training.task, training.base))
     return scores
 
 
 def test(training: Training) -> tuple[dict[str, float], list[Prediction]]:
     """Metrics of a finished training on the test rows, and what it said of each."""
     torch.set_num_threads(training.threads)
-    return evaluate(training.output, training.task, tasks.load(training.data, tasks.TEST))
+    rows = task_data.load(training.data, task_data.TEST)
+    return evaluate(training.output, training.task, rows)
 
 
 def evaluate(
     folder: Path, task: TaskConfig, examples: Examples
 ) -> tuple[dict[str, float], list[Prediction]]:
     """Metrics of a saved model on rows, and what it said of each."""
-    predictions = Predictor(folder, task.type, task.max_length).predict(examples.texts)
-    found = [prediction.label for prediction in predictions]
-    return metrics.score(task.type, examples.labels, found), predictions
+    predictor = Predictor(folder, task)
+    found = predictor.predict(examples.texts, examples.pairs)
+    return predictor.kind.required_score(examples.labels, found), found
 
 
 def batches_by_length(
@@ -276,10 +324,3 @@ def batches_by_length(
         by_length = sorted(shuffled[start : start + pool], key=lambda row: len(rows.ids[row]))
         batches += [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     return [batches[index] for index in generator.permutation(len(batches))]
-
-
-def _names(numbers: NDArray[np.int64], labelled: NDArray[np.int64], names: Sequence[str]) -> Any:
-    """Label numbers as names; of a sentence, those of its words."""
-    if labelled.ndim == 0:
-        return names[int(numbers)]
-    return [names[int(number)] for number in numbers[labelled != IGNORED_LABEL]]

@@ -1,49 +1,86 @@
-"""Task metrics, each from the library that defines it; all are better when higher."""
+"""Task metrics, each from the library that defines it; what rows do not define is left out."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 from sklearn.exceptions import UndefinedMetricWarning
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    mean_squared_error,
+    roc_auc_score,
+)
 
-from trainers.task_config import METRICS_OF_TASK, Metric, TaskType
+Scores = dict[str, float]
 
 
-def score(task: TaskType, truth: Sequence[Any], predicted: Sequence[Any]) -> dict[str, float]:
-    """Every metric of the task.
+def of_labels(truth: Sequence[str], found: Sequence[str]) -> Scores:
+    """Of one label a row."""
+    return {
+        "accuracy": float(accuracy_score(truth, found)),
+        "macro_f1": float(f1_score(truth, found, average="macro", zero_division=0)),
+        "micro_f1": float(f1_score(truth, found, average="micro", zero_division=0)),
+        "matthews": float(matthews_corrcoef(truth, found)),
+    }
+
+
+def of_label_sets(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> Scores:
+    """Of several labels a row, both of shape (rows, labels); accuracy is that of whole rows."""
+    return {
+        "accuracy": float(accuracy_score(truth, found)),
+        "macro_f1": float(f1_score(truth, found, average="macro", zero_division=0)),
+        "micro_f1": float(f1_score(truth, found, average="micro", zero_division=0)),
+    }
+
+
+def of_ranking(truth: NDArray[np.bool_], probabilities: NDArray[np.float64]) -> Scores:
+    """Area under the ROC curve, the mean over labels, each against all others.
+
+    A label that all rows have, or none, has no curve and does not count.
 
     Args:
-        task: what kind of labels these are.
-        truth: label names, or for token classification lists of them, one list a sentence.
-        predicted: the same shape.
+        truth: which labels the rows have, shape (rows, labels).
+        probabilities: of the labels, same shape.
     """
-    return {name: _METRICS[name](truth, predicted) for name in METRICS_OF_TASK[task]}
+    has_curve = truth.any(axis=0) & ~truth.all(axis=0)
+    if not has_curve.any():
+        return {}
+    areas = roc_auc_score(truth[:, has_curve], probabilities[:, has_curve], average=None)
+    return {"auroc": float(np.mean(areas))}
 
 
-def _accuracy(truth: Sequence[Any], predicted: Sequence[Any]) -> float:
-    if truth and isinstance(truth[0], list):
-        truth, predicted = list(chain(*truth)), list(chain(*predicted))
-    return float(accuracy_score(truth, predicted))
+def of_numbers(truth: Sequence[float], found: Sequence[float]) -> Scores:
+    """Of a number a row. A constant prediction orders nothing: its correlations are 0."""
+    scores = {"mse": float(mean_squared_error(truth, found))}
+    if np.ptp(truth) == 0:
+        return scores
+    if np.ptp(found) == 0:
+        return scores | {"pearson": 0.0, "spearman": 0.0}
+    return scores | {
+        "pearson": float(stats.pearsonr(truth, found).statistic),
+        "spearman": float(stats.spearmanr(truth, found).statistic),
+    }
 
 
-def _macro_f1(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    return float(f1_score(truth, predicted, average="macro", zero_division=0))
+def of_entities(truth: Sequence[list[str]], found: Sequence[list[str]]) -> Scores:
+    """Of whole entities, micro-averaged as the CoNLL-2003 script counts them; accuracy of words."""
+    from seqeval import metrics as entities
 
-
-def _entity_f1(truth: Sequence[list[str]], predicted: Sequence[list[str]]) -> float:
-    """Micro F1 over whole entities, as the CoNLL-2003 script counts them."""
-    from seqeval.metrics import f1_score as entity_f1_score
-
+    measures = {
+        "entity_f1": entities.f1_score,
+        "entity_precision": entities.precision_score,
+        "entity_recall": entities.recall_score,
+    }
     with warnings.catch_warnings():
         # A model that predicts no entity scores zero; that is an answer, not a mistake.
         warnings.simplefilter("ignore", UndefinedMetricWarning)
-        return float(entity_f1_score(list(truth), list(predicted), zero_division=0))
-
-
-_METRICS: dict[Metric, Callable[[Sequence[Any], Sequence[Any]], float]] = {
-    "accuracy": _accuracy,
-    "macro_f1": _macro_f1,
-    "entity_f1": _entity_f1,
-}
+        scores = {
+            name: float(measure(list(truth), list(found), zero_division=0))
+            for name, measure in measures.items()
+        }
+    return scores | {"accuracy": float(accuracy_score(list(chain(*truth)), list(chain(*found))))}

@@ -13,8 +13,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -26,7 +24,6 @@ from trainers import segments
 from trainers.config import POSITION_FIELDS, ModelConfig, Objective
 from trainers.errors import DataError
 from trainers.pretrain_config import Attention
-from trainers.task_config import TaskType
 
 # A bar for each file read or written says nothing in a log and disturbs a terminal.
 disable_progress_bar()
@@ -34,10 +31,6 @@ disable_progress_bar()
 Weights = Mapping[str, NDArray[Any]]
 
 _HEAD_OF_OBJECTIVE = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
-_HEAD_OF_TASK = {
-    "classification": AutoModelForSequenceClassification,
-    "token_classification": AutoModelForTokenClassification,
-}
 
 
 class Construction(Protocol):
@@ -132,17 +125,17 @@ def require_documents_apart(
 def for_task(
     network: Mapping[str, Any],
     weights: Weights | None,
-    task: TaskType,
+    head: Any,
     *,
     dropout: float,
     seed: int,
 ) -> PreTrainedModel:
-    """A model with a new head for `task` on the weights of a base, or on random ones.
+    """A model with a new head on the weights of a base, or on random ones.
 
     Args:
-        network: the base's configuration, with `id2label` and `label2id` of the task.
+        network: the base's configuration, with what the task's type adds to it.
         weights: of the base by parameter name, its language-model head included; None is random.
-        task: which head.
+        head: the class of `transformers` with the task's head.
         dropout: for every kind of dropout the family has.
         seed: of the head, and of all weights where `weights` is None.
     """
@@ -151,7 +144,7 @@ def for_task(
     settings["dtype"] = "float32"  # a base saved in bf16 would be tuned in bf16
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.manual_seed(seed)
-    model: PreTrainedModel = _HEAD_OF_TASK[task].from_config(config)
+    model: PreTrainedModel = head.from_config(config)
     if weights is not None:
         load_backbone(model, weights)
     return model
@@ -159,13 +152,10 @@ def for_task(
 
 def load_backbone(model: PreTrainedModel, weights: Weights) -> None:
     """Copy a base's weights into a model with another head; the head keeps its own."""
-    prefix = f"{model.base_model_prefix}."
     state = {name: torch.from_numpy(array) for name, array in weights.items()}
     own = model.state_dict()
     shared = {name: tensor for name, tensor in state.items() if name in own}
-    missing = [name for name in own if name.startswith(prefix) and name not in shared]
-    # A pooler belongs to the head: language models are trained without one.
-    missing = [name for name in missing if ".pooler." not in name]
+    missing = [name for name in own if not is_of_head(model, name) and name not in shared]
     if missing:
         raise DataError(f"the base lacks {len(missing)} weights of this model, first {missing[0]}")
     model.load_state_dict(shared, strict=False)
@@ -189,15 +179,6 @@ def _weight_files(directory: Path) -> list[str]:
     if not index.is_file():
         return [SAFE_WEIGHTS_NAME]
     return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-
-
-def with_labels(network: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    """The configuration with the task's label names."""
-    return {
-        **network,
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
 
 
 def export(
@@ -229,10 +210,14 @@ def export(
     tokenizer.save_pretrained(str(directory))
 
 
-def freeze_backbone(model: PreTrainedModel) -> None:
-    """Leave only the head trainable."""
-    for parameter in model.base_model.parameters():
-        parameter.requires_grad_(False)
+def is_of_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether a part or parameter is new for the task; language models are trained without pooler.
+
+    Args:
+        model: of a task.
+        name: of the part in the model.
+    """
+    return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in f"{name}."
 
 
 def reads_left_to_right(network: Mapping[str, Any]) -> bool:

@@ -76,7 +76,7 @@ def _groups(module: nn.Module, weight_decay: float, layer_decay: float) -> Itera
     for name, parameter in trainable:
         is_matrix = len(whole_shape(parameter)) >= 2 and id(parameter) not in embeddings
         decay = weight_decay if is_matrix else 0.0
-        scale = layer_decay ** _layers_below_top(name, depth)
+        scale = layer_decay ** layers_below_top(name, depth)
         grouped.setdefault((decay, scale), []).append(parameter)
     for (decay, scale), parameters in grouped.items():
         yield {"params": parameters, "weight_decay": decay, "scale": scale}
@@ -98,7 +98,7 @@ def _layer(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _layers_below_top(name: str, depth: int) -> int:
+def layers_below_top(name: str, depth: int) -> int:
     """0 for the head and final norm, 1 for the uppermost layer, ... `depth` + 1 for embeddings."""
     layer = _layer(name)
     if layer is not None:

@@ -1,5 +1,6 @@
 """One column of text out of Parquet files and data sets, in small batches."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +143,46 @@ def saved_texts(folder: str, column: str, start: int, stop: int, tell: Tell) -> 
                 number += len(chunk)
     except DAMAGE as error:
         tell(f"{folder}: cannot be read after row {number}: {error}")
+
+
+def saved_columns(folder: Path) -> list[str]:
+    """Names of the columns of what `datasets.save_to_disk` wrote, read without that library.
+
+    Raises:
+        DataError: it wrote no single data set there.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        raise DataError(f"{folder}: holds several splits; name one, for example {folder}/train")
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+        return list(info["features"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: not written by datasets.save_to_disk: {error}") from error
+
+
+def saved_rows(folder: str) -> Iterator[dict[str, Any]]:
+    """The rows of what `datasets.save_to_disk` wrote, classes by their names.
+
+    Raises:
+        DataError: it cannot be read, or holds several splits.
+    """
+    try:
+        saved = _saved(folder)
+        for row in saved:
+            yield {name: _named(saved.features[name], value) for name, value in row.items()}
+    except (UnreadableError, *DAMAGE) as error:
+        raise DataError(f"{folder}: cannot be read: {error}") from error
+
+
+def _named(feature: Any, value: Any) -> Any:
+    """A value whose classes are numbers with the names of the classes; -1 is a class not known."""
+    import datasets
+
+    if isinstance(value, list) and hasattr(feature, "feature"):
+        return [_named(feature.feature, one) for one in value]
+    if not isinstance(feature, datasets.ClassLabel) or value is None:
+        return value
+    return feature.int2str(value) if value >= 0 else None
 
 
 def _saved(folder: str) -> Any:

@@ -73,7 +73,7 @@ def models_show(
 
 def predict(
     reference: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")],
-    texts: Annotated[list[str], typer.Argument(help="Texts to label.")],
+    texts: Annotated[list[str], typer.Argument(help="Texts to label; or pairs of them.")],
     storage: StorageOption = STORAGE,
     as_json: AsJson = False,
 ) -> None:
@@ -94,10 +94,16 @@ def predict(
 
 
 def _prediction(row: dict[str, Any]) -> str:
-    if isinstance(row["label"], list):
+    text = " | ".join(filter(None, [str(row["text"]), row.get("text_pair")]))
+    if row["score"] is None:  # the label is a number
+        return f"{row['label']:.4f}  {text}"
+    if isinstance(row["text"], list):
         pairs = zip(row["text"], row["label"], strict=True)
         return " ".join(word if label == "O" else f"{word}/{label}" for word, label in pairs)
-    return f"{row['label']} {row['score']:.3f}  {row['text']}"
+    if isinstance(row["label"], list):
+        scored = zip(row["label"], row["score"], strict=True)
+        return f"{', '.join(f'{name} {score:.3f}' for name, score in scored) or '-'}  {text}"
+    return f"{row['label']} {row['score']:.3f}  {text}"
 
 
 def _told(value: Any) -> str:

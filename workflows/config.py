@@ -1,6 +1,5 @@
 """The pipeline file: the leaves' schemas composed and cross-checked, errors to act on."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,92 +8,26 @@ from typing import Annotated, Any, Self, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cluster.config import ClusterConfig, Range, SearchConfig, WorkerConfig
+from cluster.config import ClusterConfig, WorkerConfig
 from trainers.config import (
     POSITION_FIELDS,
     WHERE,
     CorpusConfig,
-    Fraction,
     ModelConfig,
     PositiveInt,
     Schema,
     TokenizerConfig,
 )
 from trainers.pretrain_config import PretrainConfig
-from trainers.task_config import Hyperparameters, TaskConfig
 from workflows.storage import PROTOCOLS, scheme_of
+from workflows.suggestions import suggestion
+from workflows.task_section import PipelineTask
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 
 
 class ConfigError(ValueError):
     """The pipeline file cannot be used; the message names every place and a way out."""
-
-
-class FinalConfig(Schema):
-    """What is trained again after the search, and how often."""
-
-    top: PositiveInt = 1
-    """Best trials trained again; the choice between them is by their validation mean."""
-
-    seeds: PositiveInt = 3
-    """Trainings of each, with seeds 0, 1, ..."""
-
-
-class ControlsConfig(Schema):
-    """Trainings that show what the base model was worth."""
-
-    scratch: bool = False
-    """Train the same network from random weights with the same budget."""
-
-    scratch_learning_rates: Annotated[list[float], Field(min_length=1)] = [0.5, 1.0, 2.0]
-    """Learning rates tried for it, as multiples of the chosen one; the best by validation."""
-
-
-class PromoteConfig(Schema):
-    """When a new model replaces the champion."""
-
-    min_improvement: Fraction = 0.0
-    """The test metric must be better by more than this."""
-
-
-class PipelineTask(TaskConfig):
-    """A downstream task with its search, final training and promotion."""
-
-    search: SearchConfig
-    """Fine-tuning trials."""
-
-    final: FinalConfig = FinalConfig()
-    """Training again, choice and test."""
-
-    controls: ControlsConfig = ControlsConfig()
-    """Comparisons for the report."""
-
-    promote: PromoteConfig = PromoteConfig()
-    """The rule of promotion."""
-
-    @model_validator(mode="after")
-    def _space_is_of_hyperparameters(self) -> Self:
-        for name, value in self.search.space.items():
-            if name not in Hyperparameters.model_fields:
-                raise ValueError(
-                    f"search.space.{name}: no such hyperparameter"
-                    f"{suggestion(name, Hyperparameters.model_fields)}"
-                )
-            for sample in _samples(value):
-                _check_hyperparameter(name, sample)
-        return self
-
-    @property
-    def task(self) -> TaskConfig:
-        """The task alone, without how it is searched."""
-        return TaskConfig(**{name: getattr(self, name) for name in TaskConfig.model_fields})
-
-    @property
-    def max_epochs(self) -> int:
-        """The longest a trial may train."""
-        epochs = self.search.space.get("epochs", Hyperparameters().epochs)
-        return int(max(_samples(epochs)))
 
 
 class CustomConfig(Schema):
@@ -225,7 +158,7 @@ def _told(error: ValidationError, path: Path, root: yaml.Node | None) -> Iterabl
 def _is_union_branch(part: str | int) -> bool:
     """Pydantic puts the tried type of a union into an error's place; no user wrote that."""
     return isinstance(part, str) and bool(
-        re.match(r"^(Range|WorkerRange|constrained-|literal\[|list\[|function-)", part)
+        re.match(r"^(Range|Branches|WorkerRange|constrained-|literal\[|list\[|function-)", part)
     )
 
 
@@ -250,15 +183,6 @@ def _schema_in(annotation: Any) -> Any:
         return annotation
     found = [schema for inner in get_args(annotation) if (schema := _schema_in(inner))]
     return found[0] if found else None
-
-
-def suggestion(name: str, valid: Iterable[str]) -> str:
-    """The end of an error message: the nearest valid name, or all of them."""
-    names = list(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; valid are {', '.join(names)}" if names else ""
 
 
 def _line(root: yaml.Node | None, place: Sequence[str | int]) -> int:
@@ -302,21 +226,6 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: {parent} is no section")
     section[last] = yaml.safe_load(value)
-
-
-def _samples(value: Any) -> list[Any]:
-    """Values that stand for a dimension: its choices, or its bounds."""
-    if isinstance(value, Range):
-        return [bound for _, bounds in value if bounds is not None for bound in bounds]
-    return value if isinstance(value, list) else [value]
-
-
-def _check_hyperparameter(name: str, value: Any) -> None:
-    try:
-        Hyperparameters.model_validate({name: value})
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise ValueError(f"search.space.{name}: {message} (got {value!r})") from None
 
 
 def _position_problems(config: PipelineConfig) -> Iterable[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers import cleaning, corpus, documents, pieces, tasks
+from trainers import cleaning, corpus, documents, pieces, task_data
 from trainers.config import CorpusConfig
 from trainers.corpus import CleanedShard, Duplicates, KeptShard
 from trainers.errors import DataError
@@ -35,7 +35,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
 
 def _cleaned(context: StageContext, shards: Shards) -> list[Done[CleanedShard]]:
     config, held_out = context.spec(CorpusSpec).corpus, shards.share("held-out")
-    texts = [text for task in config.held_out for text in tasks.test_texts(context.input(task))]
+    texts = [text for task in config.held_out for text in task_data.test_texts(context.input(task))]
     cleaning.write_held_out(texts, config.clean, held_out)
     work = [
         corpus.CleanWork(

@@ -5,13 +5,14 @@ import math
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from trainers import baselines, finetune, tasks
+from trainers import baselines, finetune, task_data
 from trainers.finetune import Training
-from trainers.task_config import Hyperparameters
+from trainers.task_config import Hyperparameters, Metric, merit_of
+from trainers.task_types import type_of
 from workflows.execution import StageContext
 from workflows.pipeline import FinalSpec
 
@@ -31,10 +32,13 @@ class NoTrialFinishedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Trained:
-    """A training and its metric on the validation rows."""
+    """A training and what it scores on the validation rows."""
 
     training: Training
     validation: float
+    """The task's metric."""
+    merit: float
+    """The same, turned so that higher is better."""
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
@@ -53,30 +57,31 @@ def run(context: StageContext) -> Mapping[str, Any]:
     trained = _train(context, [*plans, *first])
 
     candidates = _of_best_mean(trained[: len(plans)], spec.final.seeds)
-    chosen = max(candidates, key=lambda one: one.validation)
+    chosen = max(candidates, key=lambda one: one.merit)
     controls = []
     if first:
-        winner = max(trained[len(plans) :], key=lambda one: one.validation)
+        winner = max(trained[len(plans) :], key=lambda one: one.merit)
         point = winner.training.hyperparameters
         others = [_plan(context, "scratch", point, seed) for seed in seeds[1:]]
         controls = [winner, *_train(context, others)]
-    result = _opened_test(context, spec, chosen, candidates, controls)
+    fewer = _with_fewer_labels(context, spec, chosen, controls)
+    result = _opened_test(context, spec, chosen, candidates, controls, fewer)
     context.exchange().collect(chosen.training.output)
     shutil.move(chosen.training.output, context.output / MODEL)
-    return {name: result[name] for name in ("hyperparameters", "test", "validation", "seeds")}
+    told = ("hyperparameters", "test", "validation", "seeds", "label_fractions")
+    return {name: result[name] for name in told}
 
 
-def ranked(trials: Sequence[Trial], metric: str) -> list[Trial]:
+def ranked(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
     """Best first by the last epoch on the validation rows."""
 
     def last(trial: Trial) -> float:
-        history = trial["history"]
-        return float(history[-1].get(metric, -math.inf)) if history else -math.inf
+        return merit_of(metric, trial["history"][-1]) if trial["history"] else -math.inf
 
     return sorted(trials, key=last, reverse=True)
 
 
-def finished(trials: Sequence[Trial], metric: str) -> list[Trial]:
+def finished(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
     """Those that trained to their last epoch, best first.
 
     Raises:
@@ -84,7 +89,8 @@ def finished(trials: Sequence[Trial], metric: str) -> list[Trial]:
     """
     found = [trial for trial in ranked(trials, metric) if trial["status"] == "finished"]
     if not found:
-        errors = "; ".join(sorted({trial["error"] for trial in trials if trial["error"]}))
+        told = sorted({trial["error"] for trial in trials if trial["error"]})
+        errors = "; ".join(told) or "all were stopped before; raise search.max_hours"
         raise NoTrialFinishedError(f"none of {len(trials)} trials finished: {errors}")
     return found
 
@@ -98,11 +104,30 @@ def _scratch_points(spec: FinalSpec, point: Hyperparameters) -> list[Hyperparame
             update={
                 "method": "full",
                 "layer_decay": 1.0,
+                "frozen_layers": 0,
+                "gradual_unfreezing": False,
                 "learning_rate": point.learning_rate * multiple,
             }
         )
         for multiple in spec.controls.scratch_learning_rates
     ]
+
+
+def _with_fewer_labels(
+    context: StageContext, spec: FinalSpec, chosen: Trained, controls: Sequence[Trained]
+) -> list[Trained]:
+    """The chosen configuration, and the control, with each share of the labels and each seed."""
+    points = {"pretrained": chosen.training.hyperparameters}
+    if controls:
+        points["scratch"] = controls[0].training.hyperparameters
+    plans = [
+        replace(_plan(context, origin, point, seed), label_fraction=fraction)
+        for fraction in spec.controls.label_fractions
+        if fraction < 1.0
+        for origin, point in points.items()
+        for seed in range(spec.final.seeds)
+    ]
+    return _train(context, plans) if plans else []
 
 
 def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int) -> Training:
@@ -122,14 +147,17 @@ def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int)
 def _train(context: StageContext, plans: Sequence[Training]) -> list[Trained]:
     function = context.exchange().mapped(finetune.train_and_export)
     scores = context.run.cluster.map(function, plans, context.run.execution.trials, context.log)
-    metric = context.spec(FinalSpec).task.metric
-    return [Trained(plan, found[metric]) for plan, found in zip(plans, scores, strict=True)]
+    task = context.spec(FinalSpec).task
+    return [
+        Trained(plan, found[task.metric], task.merit(found))
+        for plan, found in zip(plans, scores, strict=True)
+    ]
 
 
 def _of_best_mean(trained: Sequence[Trained], seeds: int) -> list[Trained]:
     """The trainings of the configuration with the best mean over its seeds."""
     groups = [trained[start : start + seeds] for start in range(0, len(trained), seeds)]
-    return list(max(groups, key=lambda group: fmean(one.validation for one in group)))
+    return list(max(groups, key=lambda group: fmean(one.merit for one in group)))
 
 
 def _opened_test(
@@ -138,19 +166,21 @@ def _opened_test(
     chosen: Trained,
     candidates: Sequence[Trained],
     controls: Sequence[Trained],
+    fewer: Sequence[Trained],
 ) -> dict[str, Any]:
     """Look at the test rows, after every choice is made, and write down what was found."""
     task, data = spec.task, context.input("data")
-    measured = [*candidates, *controls]
+    measured = [*candidates, *controls, *fewer]
     function = context.exchange().mapped(finetune.test)
     trainings = [one.training for one in measured]
     found = context.run.cluster.map(function, trainings, context.run.execution.trials, context.log)
     scores = [score for score, _ in found]
     predictions = found[measured.index(chosen)][1]
-    test = tasks.load(data, tasks.TEST)
-    train, validation = tasks.load(data, tasks.TRAIN), tasks.load(data, tasks.VALIDATION)
+    train, validation, test = (task_data.load(data, split) for split in task_data.SPLITS)
+    kind = type_of(task, task_data.load_labels(data))
     result = {
         "metric": task.metric,
+        "lower_is_better": task.lower_is_better,
         "hyperparameters": chosen.training.hyperparameters.model_dump(),
         "validation": chosen.validation,
         "test": scores[measured.index(chosen)],
@@ -158,13 +188,33 @@ def _opened_test(
         "test_openings": 1,
         "seeds": {
             "pretrained": scores[: len(candidates)],
-            "scratch": scores[len(candidates) :],
+            "scratch": scores[len(candidates) : len(candidates) + len(controls)],
         },
+        "label_fractions": [
+            {
+                "fraction": fraction,
+                "rows": len(task_data.fewer(train, fraction, type(kind), task.data.split.seed)),
+                **_over_seeds(fraction, trainings, scores),
+            }
+            for fraction in sorted(spec.controls.label_fractions)
+        ],
         "scratch_hyperparameters": [one.training.hyperparameters.model_dump() for one in controls],
-        "baselines": baselines.evaluate(task, train, validation, test),
+        "constant": kind.constant,
+        "baselines": baselines.evaluate(kind, train, validation, test),
     }
     (context.output / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
     (context.output / PREDICTIONS).write_text(
         json.dumps([asdict(prediction) for prediction in predictions]), encoding="utf-8"
     )
     return result
+
+
+def _over_seeds(
+    fraction: float, trainings: Sequence[Training], scores: Sequence[Mapping[str, float]]
+) -> dict[str, list[Mapping[str, float]]]:
+    """Test scores with a share of the labels, from the base and from random weights."""
+    found: dict[str, list[Mapping[str, float]]] = {"pretrained": [], "scratch": []}
+    for training, score in zip(trainings, scores, strict=True):
+        if training.label_fraction == fraction:
+            found["scratch" if training.from_scratch else "pretrained"].append(score)
+    return found

@@ -157,10 +157,12 @@ def _trainings(spec: FinalSpec) -> int:
     """Of the best trials with each seed, and of the control: first each learning rate with one
     seed, then the best of them with the others.
     """
-    pretrained = spec.final.top * spec.final.seeds
-    if not spec.controls.scratch:
+    controls, seeds = spec.controls, spec.final.seeds
+    fractions = sum(fraction < 1.0 for fraction in controls.label_fractions)
+    pretrained = (spec.final.top + fractions) * seeds
+    if not controls.scratch:
         return pretrained
-    return pretrained + len(spec.controls.scratch_learning_rates) + spec.final.seeds - 1
+    return pretrained + len(controls.scratch_learning_rates) + (1 + fractions) * seeds - 1
 
 
 def _from(needs: Mapping[str, Any], name: str) -> str:

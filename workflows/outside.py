@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers import documents, files, manifest
+from trainers import documents, files, manifest, tables
 from trainers.config import SourceConfig
 from trainers.errors import DataError
 from trainers.task_config import TaskDataConfig
@@ -35,6 +35,10 @@ Digests = Mapping[str, str]
 """SHA-256 by absolute path or URL; of a hub data set its commit."""
 
 
+TaskFiles = Mapping[str, tuple[str, str]]
+"""Path and SHA-256 of a task's files, by the split whose rows they hold."""
+
+
 @dataclass(frozen=True)
 class OutsideData:
     """The digests of everything a pipeline reads, by the part of the pipeline that reads it."""
@@ -45,7 +49,7 @@ class OutsideData:
     the user's own makes it."""
     tokenizer: Digests
     model: Digests
-    tasks: Mapping[str, Digests]
+    tasks: Mapping[str, TaskFiles]
     custom: Mapping[str, Mapping[str, tuple[str, str]]]
     """Path and SHA-256 of what each of the user's own steps reads, by the name it uses."""
 
@@ -153,18 +157,30 @@ def _commit(source: SourceConfig) -> str:
     return found.sha
 
 
-def _task(data: TaskDataConfig, base: Path, cache: DigestCache) -> Digests:
-    if files.scheme_of(data.path):
-        raise DataError(f"{data.path}: a task's data is a local file; download it and name that")
-    places = documents.expand(data.path, base)
+def _task(data: TaskDataConfig, base: Path, cache: DigestCache) -> TaskFiles:
+    return {split: _task_file(path, data, base, cache) for split, path in data.paths.items()}
+
+
+def _task_file(path: str, data: TaskDataConfig, base: Path, cache: DigestCache) -> tuple[str, str]:
+    if files.scheme_of(path):
+        raise DataError(f"{path}: a task's data is a local file; download it and name that")
+    places = documents.expand(path, base, data.format)
     if len(places) != 1:
-        raise DataError(f"{base / data.path}: {len(places)} files match; a task's data is one file")
+        raise DataError(f"{base / path}: {len(places)} files match; each of a task's paths is one")
     file = Path(places[0])
-    finding = _finding(file, data.format, data.encoding, cache)
-    if finding.columns is not None:
-        _require_column(data.text, finding.columns, file, "text")
-        _require_column(data.label, finding.columns, file, "label")
-    return {str(file): finding.sha256}
+    columns: Sequence[str] | None
+    if data.format == "dataset":
+        if not file.is_dir():
+            raise DataError(f"{base / path}: no such folder; a task's data set is a local one")
+        sha256, columns = _digest_of_folder(file, cache), tables.saved_columns(file)
+    else:
+        finding = _finding(file, data.format, data.encoding, cache)
+        sha256, columns = finding.sha256, finding.columns
+    if columns is not None:
+        keys = {"text": "text", "pair": "text_pair", "label": "label"}
+        for name, column in data.columns.items():
+            _require_column(column, columns, file, keys[name])
+    return str(file), sha256
 
 
 def _custom(

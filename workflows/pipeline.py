@@ -9,33 +9,37 @@ from typing import Any
 from cluster.config import SearchConfig, WorkerConfig
 from trainers.config import CorpusConfig, ModelConfig, Packing, Schema, TokenizerConfig
 from trainers.pretrain_config import PretrainConfig
-from trainers.task_config import TaskConfig
-from workflows.config import (
-    ConfigError,
-    ControlsConfig,
-    CustomConfig,
-    FinalConfig,
-    PipelineConfig,
-    PromoteConfig,
-    suggestion,
-)
-from workflows.outside import OutsideData
+from trainers.task_config import TaskConfig, TaskDataConfig, TaskType
+from workflows.config import ConfigError, CustomConfig, PipelineConfig
+from workflows.outside import OutsideData, TaskFiles
 from workflows.steps import CUSTOM, Step
+from workflows.suggestions import suggestion
+from workflows.task_section import ControlsConfig, FinalConfig, PromoteConfig
 
 # Raise a stage's number when its output changes for the same spec and inputs. The user's own steps
 # bring theirs with them.
 STAGE_VERSIONS = {
-    "data": 1,
+    "data": 2,
     "corpus": 2,
     "tokenizer": 2,
     "tokens": 2,
     "pretrain": 3,
-    "tune": 2,
-    "final": 2,
-    "promote": 1,
+    "tune": 3,
+    "final": 3,
+    "promote": 2,
     "report": 1,
     "track": 1,
 }
+
+
+class DataSpec(Schema):
+    """What `data` knows."""
+
+    type: TaskType
+    multi_label: bool
+    data: TaskDataConfig
+    digests: dict[str, str]
+    """Of each file, by the split whose rows it holds: which is which changes what is computed."""
 
 
 class CorpusSpec(Schema):
@@ -157,10 +161,7 @@ class _Draft:
 
 def _drafts(config: PipelineConfig, outside: OutsideData) -> dict[str, _Draft]:
     drafts = [
-        *(
-            _Draft(f"{name}.data", "data", task.data, outside=outside.tasks[name])
-            for name, task in config.tasks.items()
-        ),
+        *(_data_draft(name, task, outside.tasks[name]) for name, task in config.tasks.items()),
         *(_custom(name, config.steps[name], outside) for name in config.steps),
         *_base_drafts(config, outside),
         *(draft for name in config.tasks for draft in _task_drafts(config, name)),
@@ -219,6 +220,16 @@ def _base_drafts(config: PipelineConfig, outside: OutsideData) -> list[_Draft]:
             outside.model,
         ),
     ]
+
+
+def _data_draft(name: str, task: TaskConfig, files: TaskFiles) -> _Draft:
+    spec = DataSpec(
+        type=task.type,
+        multi_label=task.multi_label,
+        data=task.data,
+        digests={split: digest for split, (_, digest) in files.items()},
+    )
+    return _Draft(f"{name}.data", "data", spec, outside=dict(files.values()))
 
 
 def _task_drafts(config: PipelineConfig, name: str) -> list[_Draft]:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from workflows.config import suggestion
 from workflows.ledger import Ledger, Position
 from workflows.steps import Step
+from workflows.suggestions import suggestion
 
 
 class State(StrEnum):

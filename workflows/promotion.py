@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass
 
-from workflows.config import PromoteConfig
+from workflows.task_section import PromoteConfig
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's score on the test rows; higher is better."""
+    """A model's score on the test rows."""
 
     model: str
     score: float
@@ -32,31 +32,35 @@ def decide(
     challenger: Evaluation,
     champion: Evaluation | None,
     *,
-    majority: float,
+    constant: float,
     rule: PromoteConfig,
+    lower_is_better: bool = False,
 ) -> Promote | Keep:
     """Promote what is better on the same rows; a tie or an unusable score changes nothing.
 
     Args:
         challenger: the new model.
         champion: the model to beat, evaluated on the same rows; None where there is none.
-        majority: what always answering the most frequent label scores.
+        constant: what always giving the same answer scores: the most frequent label, or the mean.
         rule: the user's.
+        lower_is_better: of the scores.
     """
+    sign = -1.0 if lower_is_better else 1.0
     if not math.isfinite(challenger.score):
         return Keep(f"{challenger.model} scores {challenger.score}, which is no number")
-    if challenger.score <= majority:
+    if sign * challenger.score <= sign * constant:
         return Keep(
-            f"{challenger.model} scores {challenger.score:.4f}, no better than always answering "
-            f"the most frequent label ({majority:.4f})"
+            f"{challenger.model} scores {challenger.score:.4f}, no better than always giving the "
+            f"same answer ({constant:.4f})"
         )
     if champion is None:
         return Promote(
-            f"the first model: {challenger.score:.4f} against {majority:.4f} by majority"
+            f"the first model: {challenger.score:.4f} against {constant:.4f} of always the same "
+            "answer"
         )
     if not math.isfinite(champion.score):
         return Promote(f"{champion.model} scores {champion.score}, which is no number")
-    gain = challenger.score - champion.score
+    gain = sign * (challenger.score - champion.score)
     compared = f"{challenger.score:.4f} against {champion.score:.4f} of {champion.model}"
     if gain <= rule.min_improvement:
         return Keep(

@@ -47,6 +47,10 @@ _TOKENS = {
     "dropped_tokens": "tokens dropped",
 }
 """Facts of `corpus` and of `tokens`, and how they are told."""
+_ORIGINS = {
+    "pretrained": "fine-tuned from the base",
+    "scratch": "same network from random weights",
+}
 
 
 def render(pipeline: str, steps: Sequence[str], finished: Mapping[str, Finished]) -> str:
@@ -73,17 +77,29 @@ def render(pipeline: str, steps: Sequence[str], finished: Mapping[str, Finished]
 def scores(result: Mapping[str, Any]) -> list[Score]:
     """Test scores by method, best first, out of a `final.json`."""
     metric = result["metric"]
-    trained = {
-        "fine-tuned from the base": result["seeds"]["pretrained"],
-        "same network from random weights": result["seeds"]["scratch"],
-    }
     found = [
-        _over_seeds(name, [s[metric] for s in by_seed])
-        for name, by_seed in trained.items()
-        if by_seed
+        _over_seeds(told, [s[metric] for s in result["seeds"][origin]])
+        for origin, told in _ORIGINS.items()
+        if result["seeds"][origin]
     ]
     found += [Score(name, s[metric], None, 1) for name, s in result["baselines"].items()]
-    return sorted(found, key=lambda score: score.mean, reverse=True)
+    return sorted(found, key=lambda score: score.mean, reverse=not result["lower_is_better"])
+
+
+def fractions(result: Mapping[str, Any]) -> list[tuple[int, list[Score]]]:
+    """Number of labels, and test scores with the base and without, out of a `final.json`."""
+    metric = result["metric"]
+    return [
+        (
+            line["rows"],
+            [
+                _over_seeds(told, [scores[metric] for scores in line[origin]])
+                for origin, told in _ORIGINS.items()
+                if line[origin]
+            ],
+        )
+        for line in result["label_fractions"]
+    ]
 
 
 def _over_seeds(method: str, values: Sequence[float]) -> Score:
@@ -118,6 +134,9 @@ def _task(name: str, finished: Mapping[str, Finished]) -> dict[str, Any]:
         result = json.loads((final.output / "final.json").read_text(encoding="utf-8"))
         found |= {"result": result, "scores": scores(result), "metric": result["metric"]}
         found["scores_chart"] = _scores_chart(found["scores"], result["metric"])
+        found["fractions"] = fractions(result)
+        if found["fractions"]:
+            found["fractions_chart"] = _fractions_chart(found["fractions"], result["metric"])
     if promote := finished.get(f"{name}.promote"):
         found["promotion"] = promote.record.facts
     return found
@@ -156,6 +175,24 @@ def _scores_chart(found: Sequence[Score], metric: str) -> str:
     )
     axes.grid(axis="x", alpha=0.3)
     axes.set_ylim(-0.5, len(found) - 0.5)
+    return _embedded(figure)
+
+
+def _fractions_chart(found: Sequence[tuple[int, Sequence[Score]]], metric: str) -> str:
+    figure, axes = _chart("labelled training rows", f"{metric} on test rows")
+    for told in _ORIGINS.values():
+        lines = [(rows, one) for rows, scores in found for one in scores if one.method == told]
+        if lines:
+            axes.errorbar(
+                [rows for rows, _ in lines],
+                [score.mean for _, score in lines],
+                yerr=[score.spread or 0.0 for _, score in lines],
+                fmt="o-",
+                capsize=3,
+                label=told,
+            )
+    axes.set_xscale("log")
+    axes.legend(frameon=False)
     return _embedded(figure)
 
 

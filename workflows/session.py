@@ -15,7 +15,7 @@ from cluster.interface import Cluster
 from trainers.task_config import TaskConfig
 from workflows import outside, planning, probe, runner
 from workflows.artifacts import Artifacts
-from workflows.config import PipelineConfig, as_yaml
+from workflows.config import ConfigError, PipelineConfig, as_yaml
 from workflows.execution import RunContext, RunPaths
 from workflows.history import PLAN
 from workflows.journal import Journal, Tail
@@ -156,12 +156,25 @@ def predict(folder: Path, task: dict[str, Any], texts: Sequence[str]) -> list[di
 
     config = TaskConfig.model_validate(task)
     rows: list[Any] = list(texts)
+    pairs: list[str] | None = None
     if config.type == "token_classification":
         rows = [text.split() for text in texts]
-    predictions = Predictor(folder, config.type, config.max_length).predict(rows)
+    elif config.data.text_pair is not None:
+        if len(rows) % 2:
+            raise ConfigError(
+                f"the model compares two texts: give pairs, an even number, not {len(rows)}"
+            )
+        rows, pairs = rows[::2], rows[1::2]
+    predictions = Predictor(folder, config).predict(rows, pairs)
+    seconds: Sequence[str | None] = pairs or [None] * len(rows)
     return [
-        {"text": row, "label": prediction.label, "score": prediction.score}
-        for row, prediction in zip(rows, predictions, strict=True)
+        {
+            "text": row,
+            **({} if pair is None else {"text_pair": pair}),
+            "label": prediction.label,
+            "score": prediction.score,
+        }
+        for row, pair, prediction in zip(rows, seconds, predictions, strict=True)
     ]
 
 

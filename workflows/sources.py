@@ -27,6 +27,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.final:TRIALS",
         "cluster.trials",
         "cluster.snapshots",
+        "cluster.space",
     ),
     "final": ("workflows.final:run",),
     "promote": (

@@ -3,24 +3,18 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from cluster import capacity
 from cluster.interface import SearchPlan
-from trainers import (
-    corpus,
-    finetune,
-    tasks,
-    tokenizer,
-    tokens,
-)
-from trainers.task_config import TaskDataConfig
+from trainers import corpus, finetune, task_data, tokenizer, tokens
+from trainers.task_types import class_of
 from workflows import corpora, final, pretraining
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
 from workflows.pipeline import (
+    DataSpec,
     PromoteSpec,
     SummarySpec,
     TokenizerSpec,
@@ -37,8 +31,9 @@ _RAY = "ray"
 
 def prepare_data(context: StageContext) -> Facts:
     """A task's rows, split."""
-    (path,) = context.step.outside
-    return tasks.prepare(context.spec(TaskDataConfig), Path(path), context.output)
+    spec = context.spec(DataSpec)
+    kind = class_of(spec.type, multi_label=spec.multi_label)
+    return task_data.prepare(spec.data, kind, context.run.base, context.output)
 
 
 def build_tokenizer(context: StageContext) -> Facts:
@@ -111,6 +106,7 @@ def tune(context: StageContext) -> Facts:
             spec.search,
             worker,
             metric=spec.task.metric,
+            lower_is_better=spec.task.lower_is_better,
             max_epochs=spec.max_epochs,
             slots=capacity.trials_at_once(cluster.capacity(), worker, context.run.searches),
         ),
@@ -139,7 +135,7 @@ def promote(context: StageContext) -> Facts:
     incumbent = None
     if champion is not None:
         # The same rows for both: the champion may have been tested on another split.
-        test = tasks.load(context.input("data"), tasks.TEST)
+        test = task_data.load(context.input("data"), task_data.TEST)
         folder = store.verified(champion)
         scores, _ = finetune.evaluate(folder, spec.task, test)
         incumbent = Evaluation(str(champion), scores[spec.task.metric])
@@ -147,8 +143,9 @@ def promote(context: StageContext) -> Facts:
     verdict = decide(
         challenger,
         incumbent,
-        majority=result["baselines"]["majority"][spec.task.metric],
+        constant=result["baselines"][result["constant"]][spec.task.metric],
         rule=spec.promote,
+        lower_is_better=spec.task.lower_is_better,
     )
     version = store.add(
         spec.model,

@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 from toys import ToyTrial, double, fail
 
-from cluster.config import GangConfig, Range, SearchConfig, WorkerConfig
+from cluster.config import GangConfig, SearchConfig, WorkerConfig
 from cluster.interface import Metrics, SearchPlan, TaskFailedError
 from cluster.local import LocalCluster
+from cluster.space import Range
 
 
 def test_map_keeps_the_order(tmp_path: Path) -> None:

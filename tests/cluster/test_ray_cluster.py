@@ -26,13 +26,13 @@ from toys import (
 from cluster.config import (
     ClusterConfig,
     GangConfig,
-    Range,
     RetryConfig,
     SearchConfig,
     WorkerConfig,
 )
 from cluster.interface import Metrics, SearchPlan, TaskFailedError, TrialResult, WorkerLostError
 from cluster.ray_cluster import RayCluster, connect
+from cluster.space import Branches, Range
 
 pytestmark = pytest.mark.ray
 
@@ -174,6 +174,80 @@ def test_tpe_is_given_constants_and_ranges(cluster: RayCluster, tmp_path: Path) 
         assert 1.0 <= result.hyperparameters["x"] <= 9.0
         assert result.hyperparameters["epochs"] == 2
         assert result.hyperparameters["choice"] in {"a", "b"}
+
+
+def test_grid_tries_every_combination_once(cluster: RayCluster, tmp_path: Path) -> None:
+    config = SearchConfig(
+        trials=6, searcher="grid", space={"x": [1, 2, 5], "epochs": 1, "choice": ["a", "b"]}
+    )
+    results, _, _ = search(cluster, tmp_path, config)
+    points = [(r.hyperparameters["x"], r.hyperparameters["choice"]) for r in results]
+    assert sorted(points) == [(x, choice) for x in (1, 2, 5) for choice in ("a", "b")]
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe"])
+def test_steps_of_a_range_are_kept(
+    cluster: RayCluster, tmp_path: Path, searcher: Literal["random", "tpe"]
+) -> None:
+    config = SearchConfig(
+        trials=5, searcher=searcher, space={"x": Range(quniform=(0.5, 2.0, 0.5)), "epochs": 1}
+    )
+    results, _, _ = search(cluster, tmp_path, config)
+    assert {r.hyperparameters["x"] for r in results} <= {0.5, 1.0, 1.5, 2.0}
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe"])
+def test_trials_have_the_hyperparameters_of_their_branch_alone(
+    cluster: RayCluster, tmp_path: Path, searcher: Literal["random", "tpe"]
+) -> None:
+    branches = Branches({"a": {"x": Range(uniform=(1.0, 2.0))}, "b": {"x": 5, "y": [1, 2]}})
+    config = SearchConfig(trials=8, searcher=searcher, space={"kind": branches, "epochs": 1})
+    results, _, _ = search(cluster, tmp_path, config)
+    found = [result.hyperparameters for result in results]
+    assert {point["kind"] for point in found} == {"a", "b"}
+    for point in found:
+        is_a = point["kind"] == "a"
+        assert set(point) == {"kind", "epochs", "x"} | (set() if is_a else {"y"})
+        assert 1.0 <= point["x"] <= 2.0 if is_a else point["x"] == 5
+
+
+def test_search_ends_when_its_time_is_over(cluster: RayCluster, tmp_path: Path) -> None:
+    xs = list(range(1, 13))
+    space = {"x": xs, "epochs": 2, "pause_s": 1.0}
+    config = SearchConfig(trials=12, searcher="grid", max_hours=15 / 3600, space=space)
+    results, _, starts = search(cluster, tmp_path, config)
+    assert {result.status for result in results} == {"finished", "stopped"}
+    assert len(starts) < 12
+    for result in results:
+        assert (len(result.history) == 2) == (result.status == "finished")
+        assert result.hyperparameters["x"] in xs
+
+
+def test_median_rule_stops_what_is_worse_than_most(cluster: RayCluster, tmp_path: Path) -> None:
+    config = SearchConfig(
+        trials=6, scheduler="median", searcher="grid", space={"x": [9, 8, 7, 1, 2, 6], "epochs": 4}
+    )
+    results, _, _ = search(cluster, tmp_path, config)
+    by_x = {r.hyperparameters["x"]: r.status for r in results}
+    assert by_x[9] == by_x[8] == "finished"
+    assert by_x[1] == by_x[2] == "stopped"
+
+
+def test_lowest_score_survives_where_lower_is_better(cluster: RayCluster, tmp_path: Path) -> None:
+    config = SearchConfig(
+        trials=8, scheduler="asha", space={"x": Range(uniform=(1.0, 9.0)), "epochs": 4}
+    )
+    results = cluster.run_trials(
+        ToyTrial,
+        {"starts": tmp_path / "starts"},
+        SearchPlan(config, ONE, metric="score", max_epochs=4, slots=1, lower_is_better=True),
+        directory=str(tmp_path / "search"),
+        log=tmp_path / "log",
+        on_result=lambda trial, metrics: None,
+    )
+    assert {result.status for result in results} == {"finished", "stopped"}
+    best = min(results, key=lambda result: result.hyperparameters["x"])
+    assert best.status == "finished"
 
 
 def test_trial_whose_process_dies_goes_on_from_its_last_epoch(

@@ -82,11 +82,13 @@ class ToyTrial:
 
     def start(self, hyperparameters: Mapping[str, Any]) -> None:
         self.x, self.epochs, self.epoch = hyperparameters["x"], hyperparameters["epochs"], 0
+        self.pause_s = hyperparameters.get("pause_s", 0.0)
         with Path(self.shared["starts"]).open("a") as file:
             file.write(f"{self.x} {os.getpid()}\n")
 
     def step(self) -> dict[str, float]:
         self.epoch += 1
+        time.sleep(self.pause_s)
         if self.x == -1:
             raise ValueError("minus one")
         if self.x == -2:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_pipeline, write_pipeline
+from conftest import tiny_pipeline, write_pairs, write_pipeline
 from processes import PRETUNE, pretune, traces_of_ray, wait_for
 
 from workflows.artifacts import Artifacts
@@ -153,6 +153,62 @@ def test_status_is_read_from_the_storage(finished: Run) -> None:
     steps = json.loads(answer.stdout)["steps"]
     assert {step["state"] for step in steps.values()} == {"done"}
     assert steps["pretrain"]["samples"] == 80
+
+
+def test_numbers_for_pairs_are_learnt_by_adapters_and_with_fewer_labels(finished: Run) -> None:
+    data = tiny_pipeline(finished.folder)
+    write_pairs(finished.folder / "pairs.csv", rows=160)
+    data["tasks"]["alike"] = {
+        "type": "regression",
+        "data": {
+            "path": "pairs.csv",
+            "text": "first",
+            "text_pair": "second",
+            "label": "number",
+            "split": {"test": 0.25, "validation": 0.25},
+        },
+        "metric": "mse",
+        "max_length": 64,
+        "search": {
+            "trials": 3,
+            "searcher": "grid",
+            "scheduler": "median",
+            "space": {
+                "method": {"lora": {"lora_rank": [2, 4]}, "head": {}},
+                "learning_rate": 0.01,
+                "epochs": 2,
+            },
+        },
+        "final": {"top": 1, "seeds": 1},
+        "controls": {
+            "scratch": True,
+            "scratch_learning_rates": [1.0],
+            "label_fractions": [0.2, 1.0],
+        },
+    }
+    answer = pretune("run", write_pipeline(finished.folder, data), "--json", folder=finished.folder)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    summary = json.loads(answer.stdout)
+    assert summary["states"]["pretrain"] == "reused"
+    files = finished.storage.glob("artifacts/final/*/*/output/final.json")
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    (result,) = [one for one in found if one["metric"] == "mse"]
+    assert result["constant"] == "mean"
+    few, whole = result["label_fractions"]
+    assert few["rows"] == pytest.approx(whole["rows"] / 5, abs=1)
+    assert [len(line[origin]) for line in (few, whole) for origin in ("pretrained", "scratch")] == [
+        1
+    ] * 4
+    assert whole["pretrained"] == [result["test"]]
+    assert "With fewer labels" in Path(summary["report"]).read_text(encoding="utf-8")
+    predict = ("predict", "tiny.alike", "--json", "--storage", finished.storage)
+    told = pretune(*predict, "one text", "another", folder=finished.folder)
+    (row,) = json.loads(told.stdout)
+    assert row["text_pair"] == "another"
+    assert isinstance(row["label"], float)
+    odd = pretune(*predict, "one text", folder=finished.folder)
+    assert odd.returncode == 2
+    assert "give pairs" in odd.stderr
 
 
 def test_task_that_fails_does_not_stop_the_other_and_is_named_at_the_end(finished: Run) -> None:

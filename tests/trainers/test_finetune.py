@@ -1,5 +1,6 @@
 """Fine-tuning from a tiny base, in this process."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from conftest import write_classification, write_entities
 from transformers import pipeline
 from worlds import LENGTH, Reports, moved, prepare, run
 
-from trainers import finetune, model, tasks, tokenizer
+from trainers import finetune, model, task_data, tokenizer
+from trainers.errors import DataError
 from trainers.finetune import FineTuning, TaskInputs, Training, batches_by_length
 from trainers.predict import Predictor
 from trainers.task_config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
-from trainers.tasks import Encoded
+from trainers.task_types import class_of
+from trainers.task_types.base import Encoded
 
 GOOD = {"learning_rate": 0.01, "epochs": 3, "dropout": 0.0}
 SPLIT = SplitConfig(test=0.25, validation=0.25)
@@ -36,7 +39,7 @@ def make_task(folder: Path, kind: str) -> tuple[TaskConfig, Path]:
     metric = "entity_f1" if is_words else "accuracy"
     task = TaskConfig(type=kind, data=data, metric=metric, max_length=96)  # type: ignore[arg-type]
     (folder / "data").mkdir()
-    tasks.prepare(data, path, folder / "data")
+    task_data.prepare(data, class_of(kind, multi_label=False), folder, folder / "data")
     return task, folder / "data"
 
 
@@ -78,14 +81,62 @@ def test_used_slot_gives_what_a_fresh_one_gives(tone: TaskInputs) -> None:
     assert same(used[1], fresh[1])
 
 
-def test_interrupted_trial_goes_on_to_the_same_weights(tone: TaskInputs, tmp_path: Path) -> None:
-    settings = {**GOOD, "dropout": 0.1, "token_dropout": 0.1}
+def changed_from_base(slot: FineTuning, inputs: TaskInputs) -> set[str]:
+    return {
+        name
+        for name, weight in slot.weights.items()
+        if not np.array_equal(weight, inputs.weights.get(name, np.empty(0)))
+    }
+
+
+def test_head_method_leaves_the_backbone_as_it_was(tone: TaskInputs) -> None:
+    slot = FineTuning(tone)
+    train(slot, method="head", epochs=1)
+    assert changed_from_base(slot, tone) == {"score.weight"}
+
+
+def test_frozen_layers_are_the_lowest_with_the_embeddings(tone: TaskInputs) -> None:
+    slot = FineTuning(tone)
+    train(slot, frozen_layers=1, epochs=1)
+    changed = changed_from_base(slot, tone)
+    assert any("layers.1." in name for name in changed)
+    assert {"model.norm.weight", "score.weight"} <= changed
+    assert not any("layers.0." in name or "embed" in name for name in changed)
+
+
+def test_more_frozen_layers_than_there_are_are_refused(tone: TaskInputs) -> None:
+    with pytest.raises(DataError, match="frozen_layers is 3; the base has 2 layers"):
+        FineTuning(tone).start({**GOOD, "frozen_layers": 3})
+
+
+def test_gradual_unfreezing_frees_one_layer_an_epoch_from_the_top(tone: TaskInputs) -> None:
+    slot = FineTuning(tone)
+    slot.start({**GOOD, "epochs": 4, "gradual_unfreezing": True, "warmup": 0.0})
+    lowest = []
+    while not slot.is_finished:
+        slot.train_epoch()
+        changed = changed_from_base(slot, tone)
+        parts = ("embed", "layers.0.", "layers.1.", "score")
+        lowest.append(next(part for part in parts if any(part in name for name in changed)))
+    assert lowest == ["score", "layers.1.", "layers.0.", "embed"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{}, {"method": "lora", "lora_dropout": 0.1}, {"method": "head"}, {"gradual_unfreezing": True}],
+    ids=str,
+)
+def test_interrupted_trial_goes_on_to_the_same_weights(
+    tone: TaskInputs, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    settings = {**GOOD, "dropout": 0.1, "token_dropout": 0.1, **method}
     whole = train(FineTuning(tone), **settings)
     first = FineTuning(tone)
     first.start(settings)
     first.step()
     first.save(tmp_path)
     second = FineTuning(tone)
+    train(second, epochs=1)  # of another configuration, in the same process
     second.start(settings)
     second.load(tmp_path)
     scores: dict[str, float] = {}
@@ -95,12 +146,31 @@ def test_interrupted_trial_goes_on_to_the_same_weights(tone: TaskInputs, tmp_pat
     assert same(second.weights, whole[1])
 
 
-def test_head_method_leaves_the_backbone_as_it_was(tone: TaskInputs) -> None:
-    _, weights = train(FineTuning(tone), method="head", epochs=1)
-    changed = {
-        n for n, w in weights.items() if not np.array_equal(w, tone.weights.get(n, np.empty(0)))
-    }
-    assert changed == {"score.weight"}
+def test_adapters_train_and_the_matrices_beside_them_stay(tone: TaskInputs) -> None:
+    slot = FineTuning(tone)
+    scores, weights = train(slot, method="lora", learning_rate=0.02, epochs=6)
+    assert scores["accuracy"] > 0.9
+    for name, weight in weights.items():
+        plain = name.replace(".base_layer", "").replace(".original_module", "")
+        if plain in tone.weights and "lora_" not in name:
+            assert np.array_equal(weight, tone.weights[plain]), name
+    assert sum("lora_A" in name for name in weights) == 2 * 7  # every matrix of both layers
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora_rank": 2}, {"lora_alpha": 64.0}, {"lora_dropout": 0.5}, {"layer_decay": 0.5}],
+    ids=str,
+)
+def test_every_hyperparameter_of_adapters_does_something(
+    tone: TaskInputs, changes: dict[str, Any]
+) -> None:
+    slots = FineTuning(tone), FineTuning(tone)
+    train(slots[0], method="lora", epochs=1)
+    train(slots[1], method="lora", epochs=1, **changes)
+    heads = ["score.modules_to_save.default.weight"] * 2
+    one, other = (slot.weights[name] for slot, name in zip(slots, heads, strict=True))
+    assert not torch.equal(one, other)
 
 
 def test_scratch_control_knows_nothing_of_the_base(tone: TaskInputs) -> None:
@@ -126,6 +196,10 @@ def test_scratch_control_knows_nothing_of_the_base(tone: TaskInputs) -> None:
         {"weight_decay": 0.5},
         {"seed": 1},
         {"batch_size": 8},
+        {"frozen_layers": 1},
+        {"gradual_unfreezing": True},
+        {"method": "lora"},
+        {"method": "head"},
     ],
     ids=str,
 )
@@ -178,9 +252,9 @@ def test_exported_model_says_what_the_training_measured(base: Path, tmp_path: Pa
     task, data = make_task(tmp_path, "classification")
     plan = training(base, task, data, tmp_path / "model")
     scores = finetune.train_and_export(plan)
-    again, _ = finetune.evaluate(plan.output, task, tasks.load(data, tasks.VALIDATION))
+    again, _ = finetune.evaluate(plan.output, task, task_data.load(data, task_data.VALIDATION))
     assert again == {name: scores[name] for name in again}
-    test = tasks.load(data, tasks.TEST)
+    test = task_data.load(data, task_data.TEST)
     _, predictions = finetune.test(plan)
     labels = [prediction.label for prediction in predictions]
     stock = pipeline("text-classification", model=str(plan.output))
@@ -194,7 +268,9 @@ def test_words_behind_the_longest_text_get_the_label_that_claims_nothing(
     plan = training(base, task, data, tmp_path / "model")
     finetune.train_and_export(plan)
     words = ["in", "Rome"] * 30
-    (prediction,) = Predictor(plan.output, task.type, 10).predict([words])
+    (prediction,) = Predictor(plan.output, task.model_copy(update={"max_length": 10})).predict(
+        [words]
+    )
     assert len(prediction.label) == len(prediction.score) == 60
     assert set(prediction.label[10:]) == {"O"}
     assert set(prediction.score[10:]) == {0.0}
@@ -205,3 +281,26 @@ def test_base_may_be_any_folder_with_its_own_special_tokens(base: Path) -> None:
     assert network["vocab_size"] == len(tokenizer.load(base))
     assert all(weight.dtype == np.float32 for weight in weights.values())
     assert network["max_position_embeddings"] == LENGTH
+
+
+def test_fewer_labels_are_trained_in_as_many_steps(base: Path, tmp_path: Path) -> None:
+    task, data = make_task(tmp_path, "classification")
+    plan = replace(training(base, task, data, tmp_path / "model"), label_fraction=0.25)
+    few = finetune.task_inputs(
+        task, base, data, threads=1, use_gpu=False, label_fraction=plan.label_fraction
+    )
+    rows = task_data.count(data, task_data.TRAIN)
+    assert len(few.train) == pytest.approx(rows / 4, abs=1)
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        take = FineTuning._training_batch
+        patch.setattr(
+            FineTuning,
+            "_training_batch",
+            lambda self, chosen, generator: (steps.append(chosen), take(self, chosen, generator))[
+                1
+            ],
+        )
+        finetune.train_and_export(plan)
+    assert len(steps) == pytest.approx(GOOD["epochs"] * rows / 16, abs=rows / 4 / 16 + 1)
+    assert (plan.output / "model.safetensors").is_file()

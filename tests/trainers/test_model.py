@@ -5,12 +5,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
 from trainers import model, tokenizer
 from trainers.config import ModelConfig, TokenizerConfig
 from trainers.errors import DataError
+from trainers.task_types.base import with_labels
 
+HEAD = AutoModelForSequenceClassification
 SMALL: dict[str, dict[str, Any]] = {
     "llama": {
         "hidden_size": 16,
@@ -62,17 +70,17 @@ def test_exported_model_loads_whole(
 
 
 @pytest.mark.parametrize("architecture", SMALL)
-@pytest.mark.parametrize("task", ["classification", "token_classification"])
+@pytest.mark.parametrize("head", [HEAD, AutoModelForTokenClassification])
 def test_task_model_has_the_weights_of_its_base_and_a_head_of_its_own(
-    words: PreTrainedTokenizerFast, architecture: str, task: Any, tmp_path: Path
+    words: PreTrainedTokenizerFast, architecture: str, head: Any, tmp_path: Path
 ) -> None:
     built = build(words, architecture)
     model.export(tmp_path, built, dict(built.named_parameters()), words)
     network, weights = model.weights_of(tmp_path)
-    network = model.with_labels(network, ["a", "b", "c"])
+    network = with_labels(network, ["a", "b", "c"], None)
 
     def backbone(seed: int, base: model.Weights | None) -> dict[str, np.ndarray[Any, Any]]:
-        tuned = model.for_task(network, base, task, dropout=0.0, seed=seed)
+        tuned = model.for_task(network, base, head, dropout=0.0, seed=seed)
         assert tuned.config.id2label == {0: "a", 1: "b", 2: "c"}
         return {name: tensor.numpy() for name, tensor in tuned.state_dict().items()}
 
@@ -89,16 +97,16 @@ def test_task_model_has_the_weights_of_its_base_and_a_head_of_its_own(
 
 
 def test_dropout_reaches_every_kind_the_family_has(words: PreTrainedTokenizerFast) -> None:
-    network = model.with_labels(build(words, "bert").config.to_dict(), ["a", "b"])
-    tuned = model.for_task(network, None, "classification", dropout=0.25, seed=0)
+    network = with_labels(build(words, "bert").config.to_dict(), ["a", "b"], None)
+    tuned = model.for_task(network, None, HEAD, dropout=0.25, seed=0)
     found = {module.p for module in tuned.modules() if isinstance(module, torch.nn.Dropout)}
     assert found == {0.25}
 
 
 def test_base_without_the_layers_of_the_model_is_refused(words: PreTrainedTokenizerFast) -> None:
-    network = model.with_labels(build(words, "llama").config.to_dict(), ["a", "b"])
+    network = with_labels(build(words, "llama").config.to_dict(), ["a", "b"], None)
     with pytest.raises(DataError, match="the base lacks"):
-        model.for_task(network, {}, "classification", dropout=0.0, seed=0)
+        model.for_task(network, {}, HEAD, dropout=0.0, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,13 @@ TRIALS = [
 
 
 def test_trials_are_ranked_by_their_last_epoch() -> None:
-    assert [found["trial_id"] for found in ranked(TRIALS, "accuracy")] == ["b", "a", "c", "d", "e"]
+    assert [found["trial_id"] for found in ranked(TRIALS, "accuracy")] == [
+        "b",
+        "a",
+        "c",
+        "d",
+        "e",
+    ]
 
 
 def test_only_what_trained_to_its_end_is_trained_again() -> None:
@@ -30,3 +36,20 @@ def test_search_without_a_finished_trial_tells_what_ended_them() -> None:
         NoTrialFinishedError, match="none of 2 trials finished: ValueError: no; a metric"
     ):
         finished(TRIALS[3:], "accuracy")
+
+
+def test_lowest_is_best_where_the_metric_says_so() -> None:
+    trials = [
+        {"trial_id": name, "status": "finished", "history": history, "error": None}
+        for name, history in {
+            "a": [{"mse": 2.0}],
+            "b": [{"mse": 0.5}],
+            "c": [{"mse": float("nan")}],
+        }.items()
+    ]
+    assert [found["trial_id"] for found in ranked(trials, "mse")] == ["b", "a", "c"]
+
+
+def test_search_whose_time_was_too_short_tells_the_way_out() -> None:
+    with pytest.raises(NoTrialFinishedError, match=r"none of 1 trials finished: .*max_hours"):
+        finished([trial("b", "stopped", 0.9)], "accuracy")

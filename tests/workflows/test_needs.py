@@ -9,10 +9,11 @@ from cluster.config import ClusterConfig
 from trainers.pretrain_config import ZeroConfig
 from trainers.sizes import NetworkSize, memory_per_rank
 from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
-from workflows.config import ControlsConfig, FinalConfig, load_config
+from workflows.config import load_config
 from workflows.needs import describe, needs
 from workflows.outside import OutsideData
 from workflows.pipeline import STAGE_VERSIONS, FinalSpec, PretrainSpec, build_steps
+from workflows.task_section import ControlsConfig, FinalConfig
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.yaml"
 
@@ -43,8 +44,12 @@ def cluster(**sections: Any) -> ClusterConfig:
     return ClusterConfig.model_validate(sections)
 
 
-def final_spec(top: int, seeds: int, *, rates: list[float] | None) -> FinalSpec:
-    controls = ControlsConfig(scratch=True, scratch_learning_rates=rates) if rates else {}
+def final_spec(
+    top: int, seeds: int, *, rates: list[float] | None, fractions: list[float] | None = None
+) -> FinalSpec:
+    controls: dict[str, Any] = {"label_fractions": fractions or []}
+    if rates:
+        controls |= {"scratch": True, "scratch_learning_rates": rates}
     split = SplitConfig(test=0.2, validation=0.2)
     return FinalSpec(
         task=TaskConfig(
@@ -125,6 +130,8 @@ def test_size_that_is_not_known_is_left_out(
         (final_spec(2, 3, rates=None), 6),
         (final_spec(1, 1, rates=[1.0]), 2),
         (final_spec(1, 3, rates=[0.5, 1.0, 2.0]), 3 + 3 + 2),
+        (final_spec(1, 3, rates=None, fractions=[0.1, 1.0]), 3 + 3),
+        (final_spec(2, 2, rates=[1.0], fractions=[0.01, 0.1]), 4 + 2 + 4 + 4),
     ],
 )
 def test_final_counts_the_best_with_each_seed_and_the_control(
@@ -148,13 +155,13 @@ def test_every_step_of_the_demo_is_described() -> None:
     steps = build_steps(config, nothing)
     found = {s.name: needs(s.kind, s.spec, config.cluster, vocab_size=vocab_size) for s in steps}
     assert {step.kind for step in steps} == set(STAGE_VERSIONS)
-    assert found["sentiment.tune"] == {"trials": 6, "max_epochs": 4, "cpus": 1, "gpus": 0.0}
+    assert found["sentiment.tune"] == {"trials": 8, "max_epochs": 4, "cpus": 1, "gpus": 0.0}
     assert {name: told for name in found if (told := describe(found[name]))} == {
         "tokens": "sequences of 64 tokens",
         "pretrain": ("2 workers x 1 CPU, 1.0 M parameters, 22 MB a rank, 781 steps, 1.6 M tokens"),
-        "sentiment.tune": "6 trials x 1 CPU, at most 4 epochs each",
-        "sentiment.final": "8 trainings x 1 CPU",
-        "entities.tune": "6 trials x 1 CPU, at most 4 epochs each",
+        "sentiment.tune": "8 trials x 1 CPU, at most 4 epochs each",
+        "sentiment.final": "14 trainings x 1 CPU",
+        "entities.tune": "8 trials x 1 CPU, at most 4 epochs each",
         "entities.final": "2 trainings x 1 CPU",
     }
 

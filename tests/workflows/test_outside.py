@@ -324,3 +324,27 @@ def test_what_is_wrong_in_the_pipeline_file_is_refused_always(
     pipeline["corpus"] |= {"malformed": "skip", "sources": [{"path": "corpus.txt"} | change]}
     with pytest.raises(ConfigError, match=r"no such file|unknown encoding"):
         look(tmp_path, pipeline)
+
+
+def test_data_set_of_a_task_is_a_folder_with_its_columns(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    import datasets
+
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(9)]
+    saved = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict({"train": saved}).save_to_disk(str(tmp_path / "saved"))
+    data = pipeline["tasks"]["tone"]["data"]
+    data |= {"path": "saved/train", "format": "dataset"}
+    ((path, digest),) = look(tmp_path, pipeline).tasks["tone"].values()
+    assert len(digest) == 64
+    assert path == str(tmp_path / "saved" / "train")
+    data["label"] = "tone"
+    with pytest.raises(ConfigError, match="no column 'tone'; set label to one of 'text', 'label'"):
+        look(tmp_path, pipeline)
+    data |= {"path": "saved", "label": "label"}
+    with pytest.raises(ConfigError, match="holds several splits; name one, for example"):
+        look(tmp_path, pipeline)
+    data["path"] = "nobody/nowhere"
+    with pytest.raises(ConfigError, match="no such folder; a task's data set is a local one"):
+        look(tmp_path, pipeline)

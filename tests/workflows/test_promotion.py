@@ -1,7 +1,7 @@
 import pytest
 
-from workflows.config import PromoteConfig
 from workflows.promotion import Evaluation, Keep, Promote, decide
+from workflows.task_section import PromoteConfig
 
 NAN = float("nan")
 
@@ -29,8 +29,31 @@ def test_only_what_is_better_on_the_same_rows_is_promoted(
     verdict = decide(
         Evaluation("new", challenger),
         None if champion is None else Evaluation("old", champion),
-        majority=0.5,
+        constant=0.5,
         rule=PromoteConfig(min_improvement=needed),
     )
     assert type(verdict) is expected
     assert verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "expected"),
+    [
+        (0.4, None, Promote),
+        (0.5, None, Keep),
+        (0.6, None, Keep),
+        (0.3, 0.4, Promote),
+        (0.45, 0.4, Keep),
+    ],
+)
+def test_lower_is_better_where_the_metric_says_so(
+    challenger: float, champion: float | None, expected: type
+) -> None:
+    verdict = decide(
+        Evaluation("new", challenger),
+        None if champion is None else Evaluation("old", champion),
+        constant=0.5,
+        rule=PromoteConfig(min_improvement=0.05),
+        lower_is_better=True,
+    )
+    assert type(verdict) is expected

@@ -1,0 +1,232 @@
+"""What every type of task answers: how its rows become tensors, what is learnt, what it says."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trainers.errors import DataError
+from trainers.segments import IGNORED_LABEL, Batch
+from trainers.task_config import TaskConfig, TaskDataConfig
+
+Network = Mapping[str, Any]
+"""A model's configuration."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of one split."""
+
+    texts: list[Any]
+    """Strings, or lists of words."""
+    labels: list[Any]
+    """As the type's `label_of` gives them; empty where nobody knows them."""
+    pairs: list[str] | None = None
+    """Second texts, where the task compares two."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as a model takes them."""
+
+    ids: list[NDArray[np.int64]]
+    labels: list[NDArray[Any]]
+    """A number, or one for each label, or one for each token; empty where nobody knows them."""
+    types: list[NDArray[np.int64]] | None = None
+    """0 for tokens of the first text, 1 for those of the second; None where the model or its
+    tokenizer knows nothing of them."""
+    carriers: list[NDArray[np.int64]] | None = None
+    """Of each word the place of the token with its label, -1 where it has none; only for types that
+    label words."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one row."""
+
+    label: Any
+    """In the form of the task's labels."""
+    score: Any
+    """Probability of the label; of each word's, of each label's; none for a number."""
+    probabilities: list[float] | None = None
+    """Of every label, in their order, where one text has one distribution."""
+
+
+class TaskType(ABC):
+    """One task's rows, targets, loss, answers and measures."""
+
+    head: ClassVar[Any]
+    """The class of `transformers` that loads a model with the type's head."""
+    constant: ClassVar[str] = "majority"
+    """Name of the baseline that says the same of every row."""
+
+    def __init__(self, task: TaskConfig, labels: Sequence[str]) -> None:
+        self.task, self.labels = task, list(labels)
+
+    @classmethod
+    @abstractmethod
+    def label_of(cls, row: Mapping[str, Any], config: TaskDataConfig) -> Any:
+        """A row's label in the form that is kept.
+
+        Raises:
+            DataError: text and label do not go together; says how.
+        """
+
+    @classmethod
+    @abstractmethod
+    def label_names(cls, labels: Iterable[Any]) -> list[str]:
+        """All names in the labels of a task, sorted; empty where labels are numbers.
+
+        Raises:
+            DataError: they make no task; says why.
+        """
+
+    @classmethod
+    def stratum_of(cls, label: Any) -> str | None:
+        """Rows that a stratified split deals out apart from others; None where there are none."""
+        return None
+
+    @abstractmethod
+    def configure(self, network: Network) -> dict[str, Any]:
+        """A base's configuration with what the head has to know."""
+
+    @abstractmethod
+    def encode(
+        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, network: Network
+    ) -> Encoded:
+        """Rows as token ids and targets, cut at `task.max_length` tokens."""
+
+    def weights(self, labels: Sequence[Any]) -> NDArray[np.float32] | None:
+        """Of the labels in the loss, as `task.class_weights` asks; from those of training rows."""
+        return None
+
+    @abstractmethod
+    def loss(
+        self, logits: Tensor, targets: Tensor, *, smoothing: float, weights: Tensor | None
+    ) -> Tensor:
+        """Of rows, or tokens, with logits of shape (..., labels); the mean."""
+
+    @abstractmethod
+    def activate(self, logits: Tensor) -> Tensor:
+        """Logits as what `predictions` reads, of the same shape."""
+
+    @abstractmethod
+    def predictions(self, outputs: Sequence[NDArray[Any]], rows: Encoded) -> list[Prediction]:
+        """What `activate`d logits say, by row: shape (labels,), or (tokens, labels)."""
+
+    @abstractmethod
+    def score(self, truth: Sequence[Any], found: Sequence[Prediction]) -> dict[str, float]:
+        """Every metric of the type that these rows define."""
+
+    def required_score(self, truth: Sequence[Any], found: Sequence[Prediction]) -> dict[str, float]:
+        """`score`, with the metric that the task is ranked by.
+
+        Raises:
+            DataError: it is not defined on these rows.
+        """
+        scores = self.score(truth, found)
+        if self.task.metric not in scores:
+            raise DataError(
+                f"{self.task.metric} is not defined on {len(truth)} rows with the labels "
+                f"{sorted(set(map(str, truth)))}; use larger splits or another metric"
+            )
+        return scores
+
+
+class TextType(TaskType):
+    """Types that answer once for each text, or pair of texts."""
+
+    def encode(
+        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, network: Network
+    ) -> Encoded:
+        """Rows as token ids and targets; the longer text of a pair is cut first."""
+        encoding = tokenizer(
+            list(examples.texts), examples.pairs, truncation=True, max_length=self.task.max_length
+        )
+        ids = [np.asarray(row, dtype=np.int64) for row in encoding["input_ids"]]
+        types = None
+        has_types = network.get("type_vocab_size", 0) > 1 and "token_type_ids" in encoding
+        if examples.pairs is not None and has_types:
+            types = [np.asarray(row, dtype=np.int64) for row in encoding["token_type_ids"]]
+        return Encoded(ids, [self.target(label) for label in examples.labels], types)
+
+    @abstractmethod
+    def target(self, label: Any) -> NDArray[Any]:
+        """A label as what the loss takes."""
+
+
+def with_labels(network: Network, names: Sequence[str], problem: str | None) -> dict[str, Any]:
+    """The configuration of a model with a task's label names.
+
+    Args:
+        network: of the base.
+        names: of the labels, in the order of their numbers.
+        problem: what `transformers` calls the problem; it says how its pipelines read logits.
+    """
+    return {
+        **network,
+        "id2label": dict(enumerate(names)),
+        "label2id": {label: number for number, label in enumerate(names)},
+        "problem_type": problem,
+    }
+
+
+def at_least_two(names: set[str]) -> list[str]:
+    """Label names, sorted.
+
+    Raises:
+        DataError: there is nothing to tell apart.
+    """
+    if len(names) < 2:
+        raise DataError(f"the task needs two labels at least; found {sorted(names)}")
+    return sorted(names)
+
+
+def require_text(row: Mapping[str, Any], config: TaskDataConfig) -> None:
+    """Refuse words where a text should be.
+
+    Raises:
+        DataError: says which column.
+    """
+    for column, value in ((config.text, row["text"]), (config.text_pair, row.get("pair"))):
+        if isinstance(value, list):
+            raise DataError(
+                f"{column} is a list; texts are strings (words go with type: token_classification)"
+            )
+
+
+def collate(rows: Encoded, chosen: Sequence[int], pad_token: int) -> Batch:
+    """Rows padded on the right to the longest of them; tensors of shape (rows, length).
+
+    Labels, where there are any, have shape (rows,), (rows, labels), or (rows, length) with
+    `IGNORED_LABEL` on tokens that carry none.
+    """
+    of_tokens = {"input_ids": (rows.ids, pad_token)}
+    if rows.types is not None:
+        of_tokens["token_type_ids"] = (rows.types, 0)
+    if rows.carriers is not None and rows.labels:
+        of_tokens["labels"] = (rows.labels, IGNORED_LABEL)
+    lengths = [len(rows.ids[row]) for row in chosen]
+    shape = (len(chosen), max(lengths))
+    batch = {"attention_mask": torch.zeros(shape, dtype=torch.long)}
+    for name, (values, filling) in of_tokens.items():
+        batch[name] = torch.full(shape, filling)
+        for place, row in enumerate(chosen):
+            batch[name][place, : lengths[place]] = torch.from_numpy(values[row])
+    for place, length in enumerate(lengths):
+        batch["attention_mask"][place, :length] = 1
+    if rows.labels and "labels" not in batch:
+        batch["labels"] = torch.from_numpy(np.stack([rows.labels[row] for row in chosen]))
+    return batch

@@ -1,0 +1,131 @@
+"""Texts of words that have a label each."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
+
+from trainers import metrics
+from trainers.errors import DataError
+from trainers.model import reads_left_to_right
+from trainers.segments import IGNORED_LABEL
+from trainers.task_config import TaskDataConfig
+from trainers.task_types.base import (
+    Encoded,
+    Examples,
+    Network,
+    Prediction,
+    TaskType,
+    at_least_two,
+    with_labels,
+)
+
+_NO_ENTITY = "O"
+
+
+class TokenClassification(TaskType):
+    """One label a word, as in CoNLL's tasks: `B-` and `I-` open and continue an entity."""
+
+    head = AutoModelForTokenClassification
+
+    @classmethod
+    def label_of(cls, row: Mapping[str, Any], config: TaskDataConfig) -> list[str]:
+        """The names of the words' labels."""
+        text, label = row["text"], row["label"]
+        if not isinstance(text, list) or not isinstance(label, list):
+            raise DataError(
+                f"{config.text} and {config.label} must both be lists: words, and their labels"
+            )
+        if None in [*text, *label]:
+            raise DataError("a word or label is empty (null)")
+        if len(text) != len(label):
+            raise DataError(f"{len(text)} words but {len(label)} labels")
+        return list(map(str, label))
+
+    @classmethod
+    def label_names(cls, labels: Iterable[Any]) -> list[str]:
+        """All labels, sorted."""
+        return at_least_two({name for label in labels for name in label})
+
+    def configure(self, network: Network) -> dict[str, Any]:
+        """With the labels' names."""
+        return with_labels(network, self.labels, None)
+
+    def encode(
+        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, network: Network
+    ) -> Encoded:
+        """Rows as token ids; each word's label stands on one of its tokens.
+
+        On its first, as is usual; on its last where the model reads left to right: only there has
+        it seen the whole word.
+        """
+        encoding = tokenizer(
+            list(examples.texts),
+            is_split_into_words=True,
+            truncation=True,
+            max_length=self.task.max_length,
+        )
+        left_to_right = reads_left_to_right(network)
+        ids = [np.asarray(row, dtype=np.int64) for row in encoding["input_ids"]]
+        carriers = [
+            carriers_of(encoding.word_ids(row), len(words), left_to_right=left_to_right)
+            for row, words in enumerate(examples.texts)
+        ]
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        targets = []
+        for row, label in enumerate(examples.labels):
+            target = np.full(len(ids[row]), IGNORED_LABEL, dtype=np.int64)
+            has_token = carriers[row] >= 0
+            named = np.array([numbers[name] for name in label], dtype=np.int64)
+            target[carriers[row][has_token]] = named[has_token]
+            targets.append(target)
+        return Encoded(ids, targets, carriers=carriers)
+
+    def loss(
+        self, logits: Tensor, targets: Tensor, *, smoothing: float, weights: Tensor | None
+    ) -> Tensor:
+        """Cross-entropy over words."""
+        return functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(),
+            targets.reshape(-1),
+            ignore_index=IGNORED_LABEL,
+            label_smoothing=smoothing,
+        )
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Probabilities."""
+        return logits.softmax(-1)
+
+    def predictions(self, outputs: Sequence[NDArray[Any]], rows: Encoded) -> list[Prediction]:
+        """The likeliest label of each word."""
+        assert rows.carriers is not None  # `encode` saw to it
+        # Words without a token, as those behind the longest text, get what claims nothing.
+        other = _NO_ENTITY if _NO_ENTITY in self.labels else self.labels[0]
+        found = []
+        for row, carriers in zip(outputs, rows.carriers, strict=True):
+            labels, scores = [other] * len(carriers), [0.0] * len(carriers)
+            for word in np.flatnonzero(carriers >= 0):
+                of_word = row[carriers[word]]
+                labels[word] = self.labels[int(of_word.argmax())]
+                scores[word] = float(of_word.max())
+            found.append(Prediction(labels, scores))
+        return found
+
+    def score(self, truth: Sequence[Any], found: Sequence[Prediction]) -> dict[str, float]:
+        """Precision, recall and F1 of whole entities, accuracy of words."""
+        return metrics.of_entities(truth, [one.label for one in found])
+
+
+def carriers_of(
+    word_of_token: Sequence[int | None], words: int, *, left_to_right: bool
+) -> NDArray[np.int64]:
+    """The place of the token that carries each word's label; -1 for a word without a token."""
+    places = np.full(words, -1, dtype=np.int64)
+    for place, word in enumerate(word_of_token):
+        if word is not None and (left_to_right or places[word] < 0):
+            places[word] = place
+    return places

@@ -1,0 +1,122 @@
+"""A task's section of the pipeline file: what is searched, trained again, compared, promoted."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from cluster import space
+from cluster.config import SearchConfig
+from trainers.config import Fraction, PositiveInt, Schema
+from trainers.task_config import (
+    METHODS_OF_HYPERPARAMETER,
+    UNUSED_OF_TASK,
+    Hyperparameters,
+    TaskConfig,
+)
+from workflows.suggestions import suggestion
+
+
+class FinalConfig(Schema):
+    """What is trained again after the search, and how often."""
+
+    top: PositiveInt = 1
+    """Best trials trained again; the choice between them is by their validation mean."""
+
+    seeds: PositiveInt = 3
+    """Trainings of each, with seeds 0, 1, ..."""
+
+
+class ControlsConfig(Schema):
+    """Trainings that show what the base model was worth."""
+
+    scratch: bool = False
+    """Train the same network from random weights with the same budget."""
+
+    scratch_learning_rates: Annotated[list[float], Field(min_length=1)] = [0.5, 1.0, 2.0]
+    """Learning rates tried for it, as multiples of the chosen one; the best by validation."""
+
+    label_fractions: list[Annotated[float, Field(gt=0.0, le=1.0)]] = []
+    """Shares of the training rows with which the chosen configuration, and the control, are trained
+    again, with each seed: what transfer is worth when labels are few."""
+
+
+class PromoteConfig(Schema):
+    """When a new model replaces the champion."""
+
+    min_improvement: Fraction = 0.0
+    """The test metric must be better by more than this."""
+
+
+class PipelineTask(TaskConfig):
+    """A downstream task with its search, final training and promotion."""
+
+    search: SearchConfig
+    """Fine-tuning trials."""
+
+    final: FinalConfig = FinalConfig()
+    """Training again, choice and test."""
+
+    controls: ControlsConfig = ControlsConfig()
+    """Comparisons for the report."""
+
+    promote: PromoteConfig = PromoteConfig()
+    """The rule of promotion."""
+
+    @model_validator(mode="after")
+    def _space_is_of_hyperparameters(self) -> Self:
+        for place, name, dimension, branch in space.dimensions(self.search.space):
+            values = space.values(dimension)
+            if name not in Hyperparameters.model_fields:
+                raise ValueError(
+                    f"search.space.{place}: no such hyperparameter"
+                    f"{suggestion(name, Hyperparameters.model_fields)}"
+                )
+            for value in values:
+                _check_hyperparameter(place, name, value)
+            if name in UNUSED_OF_TASK[self.type] and any(values):
+                reason = UNUSED_OF_TASK[self.type][name]
+                raise ValueError(
+                    f"search.space.{place} does nothing with type {self.type}: {reason}"
+                )
+            self._check_method(place, name, branch)
+        return self
+
+    def _check_method(self, place: str, name: str, branch: space.Point) -> None:
+        """Refuse what goes with none of the methods that are tried with it."""
+        wanted = METHODS_OF_HYPERPARAMETER.get(name)
+        tried = [branch["method"]] if "method" in branch else self._values_of("method")
+        if wanted is not None and not set(wanted) & set(tried):
+            raise ValueError(
+                f"search.space.{place} goes with method: {' or '.join(wanted)}; "
+                f"the search tries {', '.join(map(str, tried))}"
+            )
+
+    def _values_of(self, hyperparameter: str) -> list[Any]:
+        """Values that a hyperparameter takes in the search, in any branch."""
+        found = [
+            value
+            for _, name, dimension, _ in space.dimensions(self.search.space)
+            if name == hyperparameter
+            for value in space.values(dimension)
+        ]
+        if hyperparameter in self.search.space:
+            return found
+        return [*found, getattr(Hyperparameters(), hyperparameter)]
+
+    @property
+    def task(self) -> TaskConfig:
+        """The task alone, without how it is searched."""
+        return TaskConfig(**{name: getattr(self, name) for name in TaskConfig.model_fields})
+
+    @property
+    def max_epochs(self) -> int:
+        """The longest a trial may train."""
+        return int(max(self._values_of("epochs")))
+
+
+def _check_hyperparameter(place: str, name: str, value: Any) -> None:
+    try:
+        Hyperparameters.model_validate({name: value})
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise ValueError(f"search.space.{place}: {message} (got {value!r})") from None
