@@ -210,6 +210,7 @@ class FineTuning:
         """
         if self._adapters is not None:
             self._adapters.save_pretrained(str(directory / ADAPTER))
+            (directory / ADAPTER / "README.md").unlink()  # a form that nobody filled in
             self._adapters.merge_and_unload()
         model.export(directory, self.model, self.weights, loaded)
 

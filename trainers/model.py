@@ -170,7 +170,9 @@ def weights_of(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
         for file in _weight_files(directory)
         for name, tensor in load_file(str(directory / file)).items()
     }
-    return config.to_dict(), weights
+    network = config.to_dict()
+    network.pop("_name_or_path", None)  # where it lies now would go into what is made of it
+    return network, weights
 
 
 def _weight_files(directory: Path) -> list[str]:

@@ -22,13 +22,15 @@ def models_list(storage: StorageOption = STORAGE, as_json: AsJson = False) -> No
     rows = []
     for name in store.names():
         champion = store.champion(name)
-        scores = store.facts(champion)["scores"] if champion else {}
+        facts = store.facts(champion) if champion else None
+        metric = facts["task"]["metric"] if facts else None
         rows.append(
             {
                 "model": name,
                 "versions": len(store.versions(name)),
                 "champion": champion.number if champion else None,
-                **{metric: round(value, 4) for metric, value in scores.items()},
+                "metric": metric,
+                "score": round(facts["scores"][metric], 4) if facts else None,
             }
         )
     if as_json:

@@ -106,9 +106,9 @@ def test_models_are_listed_shown_and_used(finished: Run) -> None:
     listed = json.loads(
         pretune("models", "list", "--json", *storage, folder=finished.folder).stdout
     )
-    assert [(row["model"], row["champion"]) for row in listed] == [
-        ("tiny.places", 1),
-        ("tiny.tone", 1),
+    assert [(row["model"], row["champion"], row["metric"]) for row in listed] == [
+        ("tiny.places", 1, "entity_f1"),
+        ("tiny.tone", 1, "accuracy"),
     ]
     shown = pretune("models", "show", "tiny.tone", "--json", *storage, folder=finished.folder)
     facts = json.loads(shown.stdout)

@@ -307,6 +307,12 @@ def test_merged_model_is_whole_and_its_adapter_gives_the_same(
         for folder in (adapter, plan.output)
     ]
     assert 0 < sizes[0] < sizes[1]
+    assert {file.name for file in adapter.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    # What is kept does not tell of the machine where it was made.
+    assert not any(str(tmp_path).encode() in file.read_bytes() for file in plan.output.rglob("*.*"))
     torch.manual_seed(1)
     base = AutoModelForSequenceClassification.from_pretrained(
         plan.base, id2label=whole.config.id2label, pad_token_id=whole.config.pad_token_id
