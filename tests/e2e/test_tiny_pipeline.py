@@ -201,7 +201,7 @@ def test_numbers_for_pairs_are_learnt_by_adapters_and_with_fewer_labels(finished
     ] * 4
     assert whole["pretrained"] == [result["test"]]
     assert "With fewer labels" in Path(summary["report"]).read_text(encoding="utf-8")
-    predict = ("predict", "tiny.alike", "--json", "--storage", finished.storage)
+    predict = ("predict", "tiny.alike@1", "--json", "--storage", finished.storage)
     told = pretune(*predict, "one text", "another", folder=finished.folder)
     (row,) = json.loads(told.stdout)
     assert row["text_pair"] == "another"
