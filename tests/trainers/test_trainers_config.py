@@ -61,7 +61,7 @@ def test_format_follows_from_the_suffix(path: str, expected: str | None) -> None
         (
             TaskConfig,
             {"type": "token_classification", "data": CSV, "metric": "macro_f1"},
-            "use entity_f1 or accuracy",
+            "use entity_f1 or entity_precision or",
         ),
         (
             TaskConfig,
