@@ -115,8 +115,12 @@ def _targets(kind: TaskType, labels: Sequence[Any]) -> NDArray[np.float64]:
     return np.array([[float(name in names) for name in kind.labels] for names in own])
 
 
+def _usual_tag(train: Examples) -> Any:
+    return Counter(tag for tags in train.labels for tag in tags).most_common(1)[0][0]
+
+
 def _majority_tags(train: Examples, test: Examples) -> list[Prediction]:
-    tag = Counter(tag for tags in train.labels for tag in tags).most_common(1)[0][0]
+    tag = _usual_tag(train)
     return [Prediction([tag] * len(words), None) for words in test.texts]
 
 
@@ -126,7 +130,7 @@ def _dictionary(train: Examples, test: Examples) -> list[Prediction]:
     for words, tags in zip(train.texts, train.labels, strict=True):
         for word, tag in zip(words, tags, strict=True):
             by_word.setdefault(word, Counter())[tag] += 1
-    default = Counter(tag for tags in train.labels for tag in tags).most_common(1)[0][0]
+    default = _usual_tag(train)
     most_frequent = {word: tags.most_common(1)[0][0] for word, tags in by_word.items()}
     return [
         Prediction([most_frequent.get(word, default) for word in words], None)

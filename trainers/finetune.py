@@ -110,9 +110,9 @@ class FineTuning:
         self._inputs, self._from_scratch = inputs, from_scratch
         self._device = torch.device("cuda" if inputs.use_gpu else "cpu")
         weights = inputs.class_weights
-        self._class_weights = None if weights is None else torch.from_numpy(weights)
-        if self._class_weights is not None:
-            self._class_weights = self._class_weights.to(self._device)
+        self._class_weights = (
+            None if weights is None else torch.from_numpy(weights).to(self._device)
+        )
         self.epoch = 0
 
     @property

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from trainers import tokenizer
 from trainers.task_config import TaskConfig
-from trainers.task_types import type_of
+from trainers.task_types import class_of, type_of
 from trainers.task_types.base import Encoded, Examples, Prediction, TaskType, collate
 
 _BATCH_SIZE = 64
@@ -38,7 +38,7 @@ class Predictor:
 
 def _loaded(folder: Path, task: TaskConfig) -> tuple[PreTrainedModel, TaskType]:
     """A model and its task's type; the names of the labels are the model's own."""
-    head = type_of(task, []).head
+    head = class_of(task.type, multi_label=task.multi_label).head
     model: PreTrainedModel = head.from_pretrained(str(folder))
     names = model.config.id2label
     return model, type_of(task, [names[number] for number in sorted(names)])

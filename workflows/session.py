@@ -166,7 +166,7 @@ def predict(folder: Path, task: dict[str, Any], texts: Sequence[str]) -> list[di
             )
         rows, pairs = rows[::2], rows[1::2]
     predictions = Predictor(folder, config).predict(rows, pairs)
-    seconds: Sequence[str | None] = pairs or [None] * len(rows)
+    others: Sequence[str | None] = pairs or [None] * len(rows)
     return [
         {
             "text": row,
@@ -174,7 +174,7 @@ def predict(folder: Path, task: dict[str, Any], texts: Sequence[str]) -> list[di
             "label": prediction.label,
             "score": prediction.score,
         }
-        for row, pair, prediction in zip(rows, seconds, predictions, strict=True)
+        for row, pair, prediction in zip(rows, others, predictions, strict=True)
     ]
 
 
