@@ -131,14 +131,10 @@ def drawn(space: Space, number: int, seed: int) -> list[Point]:
     generator = random.Random(seed)
 
     def pick(_name: str, dimension: Dimension) -> Any:
-        return at(dimension, generator.random()) if is_open(dimension) else values(dimension)[0]
+        is_open = isinstance(dimension, Range | list)
+        return at(dimension, generator.random()) if is_open else dimension
 
     return [point(space, pick) for _ in range(number)]
-
-
-def is_open(dimension: Dimension) -> bool:
-    """Whether there is anything to choose."""
-    return isinstance(dimension, Range | list)
 
 
 def at(dimension: Dimension, share: float) -> Any:
