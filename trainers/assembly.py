@@ -11,7 +11,7 @@ import torch.distributed
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trainers import corpus, flops, model, optim, options, segments, tokenizer
+from trainers import corpus, flops, model, optim, options, segments, tokenizer, whole_words
 from trainers.batches import GlobalBatches
 from trainers.config import ModelConfig
 from trainers.deepspeed_engine import DeepSpeedEngine
@@ -236,7 +236,7 @@ def _masking(work: PretrainWork, loaded: PreTrainedTokenizerBase) -> Masking | N
         return None
     if loaded.mask_token_id is None:
         raise ValueError("model.objective masked needs a tokenizer with a mask token")
-    words = tokenizer.word_bounds(loaded) if work.pretrain.whole_words else None
+    words = whole_words.word_bounds(loaded) if work.pretrain.whole_words else None
     return Masking(work.pretrain.mask_probability, loaded.mask_token_id, len(loaded), words)
 
 

@@ -1,7 +1,8 @@
 """What a task's score must be compared with: methods that need no neural network."""
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,13 +13,17 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 
-from trainers.task_types.base import Encoded, Examples, Prediction, TaskType
+from trainers.task_types.answers import QuestionAnswering
+from trainers.task_types.base import Encoded, Examples, OnePass, Prediction, TaskType
 from trainers.task_types.classification import MultiLabel
+from trainers.task_types.generation import Generation
 from trainers.task_types.regression import Regression
 from trainers.task_types.words import TokenClassification
 
 _STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Inverse regularisations."""
+_WORD = re.compile(r"\w+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _FEATURES: dict[str, dict[str, Any]] = {
     "tf-idf": {"ngram_range": (1, 2)},
     "tf-idf of characters": {"analyzer": "char_wb", "ngram_range": (2, 5)},
@@ -29,20 +34,60 @@ def evaluate(
     kind: TaskType, train: Examples, validation: Examples, test: Examples
 ) -> dict[str, dict[str, float]]:
     """Test scores by baseline, trained on the rows the model is trained on."""
-    if isinstance(kind, TokenClassification):
-        found = {
-            kind.constant: _majority_tags(train, test),
-            "dictionary": _dictionary(train, test),
-        }
-    else:
-        found = {kind.constant: _constant(kind, train, test)} | {
-            name: _tf_idf(kind, settings, train, validation, test)
-            for name, settings in _FEATURES.items()
-        }
+    found = _predictions(kind, train, validation, test)
     return {name: kind.score(test.labels, predictions) for name, predictions in found.items()}
 
 
-def _constant(kind: TaskType, train: Examples, test: Examples) -> list[Prediction]:
+def _predictions(
+    kind: TaskType, train: Examples, validation: Examples, test: Examples
+) -> dict[str, list[Prediction]]:
+    """What each baseline says of the test rows."""
+    match kind:
+        case TokenClassification():
+            return {
+                kind.constant: _majority_tags(train, test),
+                "dictionary": _dictionary(train, test),
+            }
+        case QuestionAnswering():
+            return {
+                kind.constant: _said(test.texts),
+                "sentence most like the question": _said(_likest_sentences(test)),
+            }
+        case Generation():
+            most_frequent = Counter(train.labels).most_common(1)[0][0]
+            return {
+                kind.constant: _said([most_frequent] * len(test)),
+                "answer to the likest text": _said(_answers_to_likest(train, test)),
+            }
+        case OnePass():
+            return {kind.constant: _constant(kind, train, test)} | {
+                name: _tf_idf(kind, settings, train, validation, test)
+                for name, settings in _FEATURES.items()
+            }
+    raise NotImplementedError(type(kind))
+
+
+def _said(texts: Iterable[str]) -> list[Prediction]:
+    return [Prediction(text, None) for text in texts]
+
+
+def _likest_sentences(test: Examples) -> Iterator[str]:
+    """Of each text the sentence that shares most words with the question."""
+    for text, question in zip(test.texts, test.pairs or (), strict=True):
+        asked = set(_WORD.findall(question.lower()))
+        yield max(
+            _SENTENCE_END.split(text), key=lambda one: len(asked & set(_WORD.findall(one.lower())))
+        )
+
+
+def _answers_to_likest(train: Examples, test: Examples) -> list[str]:
+    """The answer to the training text with the greatest TF-IDF cosine."""
+    vectorizer = TfidfVectorizer(sublinear_tf=True).fit(train.texts)
+    alike = vectorizer.transform(test.texts) @ vectorizer.transform(train.texts).T
+    return [train.labels[row] for row in np.asarray(alike.argmax(axis=1)).ravel()]
+
+
+def _constant(kind: OnePass, train: Examples, test: Examples) -> list[Prediction]:
     """The mean number, or the share of each label, for every row."""
     if isinstance(kind, Regression):
         output = np.array([fmean(train.labels)])
@@ -52,7 +97,7 @@ def _constant(kind: TaskType, train: Examples, test: Examples) -> list[Predictio
 
 
 def _tf_idf(
-    kind: TaskType,
+    kind: OnePass,
     settings: dict[str, Any],
     train: Examples,
     validation: Examples,

@@ -185,6 +185,23 @@ class TokenizerConfig(Schema):
         return self
 
 
+class BaseConfig(Schema):
+    """A model that is there already, for tasks without pretraining."""
+
+    from_: Annotated[str | None, Field(alias="from"), WHERE] = None
+    """A folder with a Hugging Face model and its tokenizer."""
+
+    store: Annotated[str | None, WHERE] = None
+    """A model of this pipeline's store: `name@version` or `name@champion`, which is looked up when
+    the pipeline is planned."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.from_ is None) == (self.store is None):
+            raise ValueError("give either from: FOLDER or store: NAME@VERSION, and not both")
+        return self
+
+
 POSITION_FIELDS = ("max_position_embeddings", "n_positions")
 """What families call the number of positions a network can tell apart."""
 

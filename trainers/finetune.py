@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainers import loop, methods, model, optim, pairs, schedules, task_data, tokenizer
 from trainers.engine import PlainEngine
-from trainers.predict import Predictor, predictions
+from trainers.predict import Predictor
 from trainers.pretrain_config import ScheduleConfig
 from trainers.segments import Batch
 from trainers.task_config import Hyperparameters, TaskConfig
@@ -44,8 +44,7 @@ class TaskInputs:
     truth: list[Any]
     """Labels of the validation rows."""
     class_weights: NDArray[np.float32] | None
-    pad_token: int
-    mask_token: int | None
+    tokenizer: PreTrainedTokenizerFast
     threads: int
     use_gpu: bool
 
@@ -72,6 +71,7 @@ def task_inputs(
     loaded = _tokenizer(task, base)
     network, weights = model.weights_of(base)
     kind = type_of(task, task_data.load_labels(data))
+    model.require_positions(network, kind.head, task.max_length)
     train, validation = (
         task_data.load(data, split) for split in (task_data.TRAIN, task_data.VALIDATION)
     )
@@ -85,8 +85,7 @@ def task_inputs(
         validation=kind.encode(validation, loaded, network),
         truth=validation.labels,
         class_weights=kind.weights(train.labels),
-        pad_token=loaded.pad_token_id,
-        mask_token=loaded.mask_token_id,
+        tokenizer=loaded,
         threads=threads,
         use_gpu=use_gpu,
     )
@@ -135,9 +134,12 @@ class FineTuning:
             inputs.kind.head,
             dropout=settings.dropout,
             seed=settings.seed,
+            keeps_head=inputs.kind.keeps_head,
         )
         self._adapters = (
-            methods.add_adapters(self.model, settings) if settings.method == "lora" else None
+            methods.add_adapters(self.model, settings, trains_head=not inputs.kind.keeps_head)
+            if settings.method == "lora"
+            else None
         )
         methods.freeze(self.model, settings)
         optimizer = optim.adamw(
@@ -188,7 +190,7 @@ class FineTuning:
     def validate(self) -> dict[str, float]:
         """Metrics on the validation rows."""
         inputs = self._inputs
-        found = predictions(inputs.kind, self.model, inputs.validation, inputs.pad_token)
+        found = inputs.kind.answers(self.model, inputs.validation, inputs.tokenizer)
         return inputs.kind.required_score(inputs.truth, found)
 
     def save(self, directory: Path) -> None:
@@ -218,7 +220,7 @@ class FineTuning:
         labels = batch["labels"]
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         if not self._uses_prefixes:
-            return self._loss_of(module(**inputs).logits, labels)
+            return self._loss_of(self._inputs.kind.logits(module(**inputs), inputs), labels)
         # Each position's features are those of a prefix, the last real one's of the whole text.
         network: Any = module
         logits = network.score(network.base_model(**inputs).last_hidden_state)
@@ -246,13 +248,13 @@ class FineTuning:
         )
 
     def _training_batch(self, rows: Sequence[int], generator: np.random.Generator) -> Batch:
-        batch = collate(self._inputs.train, rows, self._inputs.pad_token)
-        share = self._settings.token_dropout
-        if share and self._inputs.mask_token is not None:
+        batch = collate(self._inputs.train, rows, self._inputs.tokenizer.pad_token_id)
+        share, mask = self._settings.token_dropout, self._inputs.tokenizer.mask_token_id
+        if share and mask is not None:
             shape = tuple(batch["input_ids"].shape)
             hidden = torch.from_numpy(generator.random(shape) < share)
             hidden &= batch["attention_mask"].bool()
-            batch["input_ids"] = batch["input_ids"].masked_fill(hidden, self._inputs.mask_token)
+            batch["input_ids"] = batch["input_ids"].masked_fill(hidden, mask)
         return batch
 
 

@@ -35,10 +35,10 @@ def freeze(model: PreTrainedModel, settings: Hyperparameters, epoch: int | None 
         parameter.requires_grad_(_level(model, name, depth) <= deepest)
 
 
-def add_adapters(model: PreTrainedModel, settings: Hyperparameters) -> Any:
+def add_adapters(model: PreTrainedModel, settings: Hyperparameters, *, trains_head: bool) -> Any:
     """Make low-rank adapters, one beside each matrix of the base, a part of the model.
 
-    Source: Hu et al. 2021, arXiv:2106.09685. All but adapters and head is frozen.
+    Source: Hu et al. 2021, arXiv:2106.09685. All but the adapters, and a new head, is frozen.
 
     Returns:
         The `peft.PeftModel` that saves the adapters, and merges them into the model.
@@ -60,7 +60,7 @@ def add_adapters(model: PreTrainedModel, settings: Hyperparameters) -> Any:
             for name, part in parts.items()
             if isinstance(part, nn.Linear | Conv1D) and name not in of_head
         ],
-        modules_to_save=of_head,
+        modules_to_save=of_head if trains_head else None,
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in parts.values()),
     )
     return get_peft_model(model, config)

@@ -67,6 +67,38 @@ def of_numbers(truth: Sequence[float], found: Sequence[float]) -> Scores:
     }
 
 
+def of_spans(truth: Sequence[Sequence[str]], found: Sequence[str]) -> Scores:
+    """Of answers, each against the best of those that are right, as SQuAD's script compares them.
+
+    Source: Rajpurkar et al. 2016, arXiv:1606.05250, 6.1.
+    """
+    from torchmetrics.functional.text import squad
+
+    scores = squad(
+        [{"id": str(n), "prediction_text": text} for n, text in enumerate(found)],
+        [
+            {"id": str(n), "answers": {"text": list(right), "answer_start": [0] * len(right)}}
+            for n, right in enumerate(truth)
+        ],
+    )
+    return {
+        "f1": float(scores["f1"]) / 100.0,
+        "exact_match": float(scores["exact_match"]) / 100.0,
+    }
+
+
+def of_texts(truth: Sequence[str], found: Sequence[str]) -> Scores:
+    """Of texts that were written: the share that is the same but for outer spaces, ROUGE-L's F.
+
+    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
+    """
+    from torchmetrics.functional.text import rouge_score
+
+    scores = rouge_score(list(found), list(truth), rouge_keys="rougeL")
+    same = [one.strip() == other.strip() for one, other in zip(truth, found, strict=True)]
+    return {"rouge_l": float(scores["rougeL_fmeasure"]), "exact_match": float(np.mean(same))}
+
+
 def of_entities(truth: Sequence[list[str]], found: Sequence[list[str]]) -> Scores:
     """Of whole entities, micro-averaged as the CoNLL-2003 script counts them; accuracy of words."""
     from seqeval import metrics as entities

@@ -129,6 +129,7 @@ def for_task(
     *,
     dropout: float,
     seed: int,
+    keeps_head: bool = False,
 ) -> PreTrainedModel:
     """A model with a new head on the weights of a base, or on random ones.
 
@@ -138,6 +139,7 @@ def for_task(
         head: the class of `transformers` with the task's head.
         dropout: for every kind of dropout the family has.
         seed: of the head, and of all weights where `weights` is None.
+        keeps_head: the task goes on with the base's own head.
     """
     settings = dict(network)
     settings.update({name: dropout for name in settings if _is_dropout(name)})
@@ -146,16 +148,46 @@ def for_task(
     torch.manual_seed(seed)
     model: PreTrainedModel = head.from_config(config)
     if weights is not None:
-        load_backbone(model, weights)
+        load_base(model, weights, keeps_head=keeps_head)
     return model
 
 
-def load_backbone(model: PreTrainedModel, weights: Weights) -> None:
-    """Copy a base's weights into a model with another head; the head keeps its own."""
-    state = {name: torch.from_numpy(array) for name, array in weights.items()}
+def require_positions(network: Mapping[str, Any], head: Any, length: int) -> None:
+    """Refuse texts that are longer than a base can read.
+
+    Raises:
+        DataError: says how long they may be.
+    """
+    settings = dict(network)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with torch.device("meta"):
+        first = segments.first_position(head.from_config(config))
+    positions = getattr(config, "max_position_embeddings", first + length) - first
+    if length > positions:
+        raise DataError(
+            f"max_length {length} is longer than the base's {positions} "
+            f"positions{_positions_not_used(first)}; lower it"
+        )
+
+
+def load_base(model: PreTrainedModel, weights: Weights, *, keeps_head: bool = False) -> None:
+    """Copy a base's weights into a model, whose head is new unless `keeps_head`.
+
+    Raises:
+        DataError: weights are missing.
+    """
+    inside = f"{model.base_model_prefix}."
     own = model.state_dict()
-    shared = {name: tensor for name, tensor in state.items() if name in own}
-    missing = [name for name in own if not is_of_head(model, name) and name not in shared]
+    shared = {
+        place: torch.from_numpy(array)
+        for name, array in weights.items()
+        # Saved without any head, names have no prefix; with some heads, another one.
+        for place in {name, inside + name, inside + name.partition(".")[2]} & set(own)
+        if keeps_head or place.startswith(inside)
+    }
+    tied = set(own) - {name for name, _ in model.named_parameters()}
+    needed = set(own) - tied if keeps_head else {n for n in own if not is_of_head(model, n)}
+    missing = sorted(needed - set(shared))
     if missing:
         raise DataError(f"the base lacks {len(missing)} weights of this model, first {missing[0]}")
     model.load_state_dict(shared, strict=False)

@@ -25,6 +25,14 @@ def with_separator(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFas
     return tokenizer
 
 
+def around_answer(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int, int]:
+    """Tokens before a text, between it and the answer written to it, and behind that."""
+    before, _ = _around(tokenizer)
+    separator = tokenizer.sep_token_id if tokenizer.sep_token else tokenizer.eos_token_id
+    end = tokenizer.eos_token_id if tokenizer.eos_token else tokenizer.sep_token_id
+    return tokenizer.convert_tokens_to_ids(before), separator, end
+
+
 def _around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[str]]:
     """The special tokens before and behind a single text."""
     encoding = tokenizer("a")

@@ -4,17 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from trainers import tokenizer
 from trainers.task_config import TaskConfig
 from trainers.task_types import class_of, type_of
-from trainers.task_types.base import Encoded, Examples, Prediction, TaskType, collate
-
-_BATCH_SIZE = 64
+from trainers.task_types.base import Examples, Prediction, TaskType
 
 
 class Predictor:
@@ -31,9 +26,11 @@ class Predictor:
             texts: strings or lists of words.
             pairs: the second texts, where the task compares two.
         """
+        if not texts:
+            return []
         examples = Examples(list(texts), [], None if pairs is None else list(pairs))
         rows = self.kind.encode(examples, self._tokenizer, self._model.config.to_dict())
-        return predictions(self.kind, self._model, rows, self._tokenizer.pad_token_id)
+        return self.kind.answers(self._model, rows, self._tokenizer)
 
 
 def _loaded(folder: Path, task: TaskConfig) -> tuple[PreTrainedModel, TaskType]:
@@ -42,29 +39,3 @@ def _loaded(folder: Path, task: TaskConfig) -> tuple[PreTrainedModel, TaskType]:
     model: PreTrainedModel = head.from_pretrained(str(folder))
     names = model.config.id2label
     return model, type_of(task, [names[number] for number in sorted(names)])
-
-
-def predictions(
-    kind: TaskType, network: PreTrainedModel, rows: Encoded, pad_token: int
-) -> list[Prediction]:
-    """What a model says of each row."""
-    return kind.predictions(_outputs(kind, network, rows, pad_token), rows)
-
-
-@torch.no_grad()
-def _outputs(
-    kind: TaskType, network: PreTrainedModel, rows: Encoded, pad_token: int
-) -> list[NDArray[np.float32]]:
-    """Activated logits by row: shape (labels,), or (tokens, labels)."""
-    network.eval()
-    device = next(network.parameters()).device
-    by_length = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
-    found: dict[int, NDArray[np.float32]] = {}
-    for start in range(0, len(by_length), _BATCH_SIZE):
-        chosen = by_length[start : start + _BATCH_SIZE]
-        batch = collate(rows, chosen, pad_token)
-        inputs = {name: batch[name].to(device) for name in batch if name != "labels"}
-        activated = kind.activate(network(**inputs).logits.float()).cpu().numpy()
-        for row, values in zip(chosen, activated, strict=True):
-            found[row] = values[: len(rows.ids[row])] if values.ndim == 2 else values
-    return [found[row] for row in range(len(rows))]

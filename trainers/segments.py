@@ -20,7 +20,7 @@ from transformers.masking_utils import (
 )
 
 from trainers.config import Objective
-from trainers.tokenizer import WordBounds
+from trainers.whole_words import WordBounds
 
 IGNORED_LABEL = -100
 

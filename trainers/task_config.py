@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from trainers.config import WHERE, Fraction, PositiveFloat, PositiveInt, Schema, format_of
 
-TaskType = Literal["classification", "regression", "token_classification"]
+TaskType = Literal[
+    "classification", "regression", "token_classification", "question_answering", "generation"
+]
 Metric = Literal[
     "accuracy",
     "macro_f1",
@@ -21,6 +23,10 @@ Metric = Literal[
     "entity_f1",
     "entity_precision",
     "entity_recall",
+    "exact_match",
+    "f1",
+    "rouge_l",
+    "loss",
 ]
 Method = Literal["full", "lora", "head"]
 
@@ -28,8 +34,10 @@ METRICS_OF_TASK: dict[TaskType, tuple[Metric, ...]] = {
     "classification": ("accuracy", "macro_f1", "micro_f1", "matthews", "auroc"),
     "regression": ("pearson", "spearman", "mse"),
     "token_classification": ("entity_f1", "entity_precision", "entity_recall", "accuracy"),
+    "question_answering": ("f1", "exact_match"),
+    "generation": ("rouge_l", "exact_match", "loss"),
 }
-LOWER_IS_BETTER: frozenset[Metric] = frozenset({"mse"})
+LOWER_IS_BETTER: frozenset[Metric] = frozenset({"mse", "loss"})
 
 
 def merit_of(metric: Metric, scores: Mapping[str, float]) -> float:
@@ -44,8 +52,22 @@ UNUSED_OF_TASK: dict[TaskType, dict[str, str]] = {
     "classification": {},
     "regression": {"label_smoothing": "a number has no wrong labels to spread mass over"},
     "token_classification": {"prefix_loss": "each word has its own label, a prefix has none"},
+    "question_answering": {
+        "label_smoothing": "most tokens of a text cannot begin the answer",
+        "prefix_loss": "a prefix of the text need not hold the answer",
+    },
+    "generation": {
+        "prefix_loss": "the loss is that of every token of the answer already",
+        "gradual_unfreezing": "its head is the base's own, which was trained with the rest",
+    },
 }
 """Hyperparameters that do nothing for a type, and why."""
+
+METHODS_OF_TASK: dict[TaskType, tuple[Method, ...]] = {
+    name: ("full", "lora") if name == "generation" else ("full", "lora", "head")
+    for name in METRICS_OF_TASK
+}
+"""A method that trains a new head alone needs one."""
 
 METHODS_OF_HYPERPARAMETER: dict[str, tuple[Method, ...]] = {
     "layer_decay": ("full", "lora"),
@@ -108,11 +130,13 @@ class TaskDataConfig(Schema):
     """Column with the text, or with the list of words for token classification."""
 
     text_pair: str | None = None
-    """Column with a second text, where the task compares two."""
+    """Column with a second text, where the task compares two; with the question, where it answers
+    one from the text."""
 
     label: str = "label"
-    """Column with the label or number, or with the list of labels for token classification and for
-    `multi_label`."""
+    """Column with the label, number or answer; with the list of labels for token classification and
+    `multi_label`; for question answering also a list of answers that are right, or SQuAD's
+    `{text: [...], answer_start: [...]}`."""
 
     label_separator: Annotated[str, Field(min_length=1)] | None = None
     """What stands between the labels in a text, for `multi_label` in files without lists (CSV)."""
@@ -172,7 +196,8 @@ class TaskConfig(Schema):
 
     type: TaskType
     """`classification` labels a text, `regression` gives it a number, `token_classification` labels
-    each of its words."""
+    each of its words, `question_answering` finds the answer to a question in it, `generation`
+    writes an answer to it."""
 
     multi_label: bool = False
     """A text has any number of the labels (`classification`)."""
@@ -188,7 +213,11 @@ class TaskConfig(Schema):
     """What trials are ranked by and promotion is decided on."""
 
     max_length: Annotated[int, Field(ge=8)] = 128
-    """Tokens kept of one text, or of both."""
+    """Tokens kept of one text, or of both. For `question_answering` of one window: longer texts are
+    read in several. For `generation` of text and answer together."""
+
+    answer_length: PositiveInt = 32
+    """Most tokens of an answer (`question_answering`, `generation`)."""
 
     @property
     def lower_is_better(self) -> bool:
@@ -212,6 +241,25 @@ class TaskConfig(Schema):
         return self
 
     @model_validator(mode="after")
+    def _answers_fit_type(self) -> Self:
+        writes, reads = (self.type == name for name in ("generation", "question_answering"))
+        is_set = self.answer_length != type(self).model_fields["answer_length"].default
+        if is_set and not (writes or reads):
+            raise ValueError("answer_length goes with type: question_answering or generation")
+        if reads and self.data.text_pair is None:
+            raise ValueError(
+                "type: question_answering needs data.text_pair, the column with the question; "
+                "data.text is the one with the text that holds the answer"
+            )
+        least = 2 * self.answer_length
+        if (writes or reads) and self.max_length < least:
+            raise ValueError(
+                f"max_length {self.max_length} is too short for answers of {self.answer_length} "
+                f"tokens and what they answer: set at least {least}, or lower answer_length"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit_type(self) -> Self:
         of_words, of_classes = (
             self.type == name for name in ("token_classification", "classification")
@@ -219,8 +267,8 @@ class TaskConfig(Schema):
         data = self.data
         if data.format == "conll" and not of_words:
             raise ValueError("data.format conll goes with type: token_classification")
-        if data.text_pair is not None and of_words:
-            raise ValueError("data.text_pair does not go with type: token_classification")
+        if data.text_pair is not None and (of_words or self.type == "generation"):
+            raise ValueError(f"data.text_pair does not go with type: {self.type}")
         for name, value in (
             ("multi_label", self.multi_label),
             ("class_weights", self.class_weights),

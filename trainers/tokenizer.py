@@ -5,10 +5,8 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -39,21 +37,6 @@ _SENTENCE_BYTES = 4096
 _SCORE_DIGITS = 6
 _SCORE_STEP = 1e-4
 _HASH_BYTES = 8
-
-_METASPACE = "\u2581"
-# What byte-level BPE writes for a space, and for tab, line feed, vertical tab, form feed, return.
-_BYTE_LEVEL_SPACE = "\u0120"
-_BYTE_LEVEL_BREAKS = "".join(chr(0x100 + byte) for byte in range(9, 14))
-
-
-class WordBounds(NamedTuple):
-    """Where words begin and end in a sequence of tokens; both over the vocabulary."""
-
-    begins: NDArray[np.bool_]
-    """Whether a token begins a word."""
-
-    ends: NDArray[np.bool_]
-    """Whether what follows a token begins a word, whatever it is."""
 
 
 def sample(texts: Iterable[str], sample_bytes: int, total_bytes: int) -> Iterator[str]:
@@ -122,44 +105,6 @@ def digest(directory: Path) -> str:
         return hashlib.sha256((directory / FILE).read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"{directory} holds no tokenizer: {error}") from error
-
-
-def word_bounds(loaded: "PreTrainedTokenizerFast") -> WordBounds:
-    """Which tokens begin and end words, as their spelling shows it.
-
-    WordPiece marks what continues a word, byte-level BPE and SentencePiece's kinds mark the space
-    before one. Special tokens are words of their own, and white space other than spaces parts
-    words.
-
-    Raises:
-        DataError: the tokens' spelling shows no words.
-    """
-    settings = json.loads(loaded.backend_tokenizer.to_str())
-    network = settings["model"]
-    described = json.dumps({**settings, "model": None, "added_tokens": None}, ensure_ascii=False)
-    if network["type"] == "WordPiece":
-        continued, spaces, breaks = network["continuing_subword_prefix"], "", ""
-    elif '"ByteLevel"' in described:
-        continued, spaces, breaks = None, _BYTE_LEVEL_SPACE, _BYTE_LEVEL_BREAKS
-    elif _METASPACE in described:
-        continued, spaces, breaks = None, _METASPACE, ""
-    else:
-        raise DataError(
-            "pretrain.whole_words: this tokenizer's tokens do not show where words begin; set it "
-            "to false, or tokenizer.train: wordpiece, bpe or unigram"
-        )
-    vocabulary = loaded.get_vocab()
-    begins = np.zeros(1 + max(vocabulary.values()), dtype=np.bool_)
-    ends = np.zeros_like(begins)
-    for token, number in vocabulary.items():
-        if continued is not None:
-            begins[number] = not token.startswith(continued)
-        else:
-            begins[number] = token[:1] in spaces + breaks or token[:1].isspace()
-            ends[number] = token[-1:] in breaks or token[-1:].isspace()
-    special = list(loaded.all_special_ids)
-    begins[special] = ends[special] = True
-    return WordBounds(begins, ends)
 
 
 def parts(document: memoryview, limit: int) -> Iterator[str]:
@@ -364,21 +309,35 @@ def _told_as_data_error(config: TokenizerConfig) -> Iterator[None]:
         raise DataError(f"tokenizer.train: {config.train} failed: {error}") from error
 
 
-def _load(directory: Path, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+def existing(directory: Path, key: str) -> "PreTrainedTokenizerFast":
+    """A tokenizer of somebody else, with a token to pad with.
+
+    Args:
+        directory: holds it.
+        key: where the pipeline file names it.
+
+    Raises:
+        DataError: there is none that can be used.
+    """
     if not (directory / FILE).is_file():
         raise DataError(
-            f"tokenizer.from: {directory} holds no {FILE}; save the tokenizer there with "
+            f"{key}: {directory} holds no {FILE}; save the tokenizer there with "
             "save_pretrained of its fast class, for example from AutoTokenizer"
         )
     try:
         tokenizer = load(directory)
     except (OSError, ValueError) as error:
-        raise DataError(f"tokenizer.from: {directory} holds no tokenizer: {error}") from error
+        raise DataError(f"{key}: {directory} holds no tokenizer: {error}") from error
     end = tokenizer.eos_token or tokenizer.sep_token
     if end is None:
-        raise DataError(f"tokenizer.from: {directory} names no eos_token or sep_token")
+        raise DataError(f"{key}: {directory} names no eos_token or sep_token")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = end
+    return tokenizer
+
+
+def _load(directory: Path, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    tokenizer = existing(directory, "tokenizer.from")
     first = [text for text, _ in zip(texts, range(1000), strict=False)]
     encoded = tokenizer(first, add_special_tokens=False)["input_ids"]
     ids = [token for text in encoded for token in text]

@@ -15,6 +15,7 @@ _PARTS = {
     "tokenizer": ("tokenizer.json",),
     "tokens": ("index.json", "*.bin"),
     "pretrain": ("config.json", "*.safetensors", "tokenizer.json"),
+    "base": ("config.json", "*.safetensors", "tokenizer.json"),
     "tune": ("trials.json",),
     "final": ("final.json", "predictions.json", "model/config.json", "model/*.safetensors"),
 }

@@ -3,15 +3,16 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cluster.config import ClusterConfig, WorkerConfig
+from cluster.config import ClusterConfig, GangConfig, WorkerConfig
 from trainers.config import (
     POSITION_FIELDS,
     WHERE,
+    BaseConfig,
     CorpusConfig,
     ModelConfig,
     PositiveInt,
@@ -52,6 +53,15 @@ class CustomConfig(Schema):
     """What its process is given; no part of the step's identity."""
 
 
+class Pretraining(NamedTuple):
+    """The sections that make a base."""
+
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    pretrain: PretrainConfig
+
+
 class PipelineConfig(Schema):
     """A whole pipeline: what is computed above, where it runs in `cluster`."""
 
@@ -61,16 +71,19 @@ class PipelineConfig(Schema):
     storage: str = "./pretune-data"
     """A folder all nodes see (relative to where you are), or s3://, gs://, abfs://."""
 
-    corpus: CorpusConfig
+    base: BaseConfig | None = None
+    """The model that is fine-tuned; absent, it is pretrained, which the next four sections say."""
+
+    corpus: CorpusConfig | None = None
     """Text to pretrain on."""
 
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig | None = None
     """How text becomes tokens; that of `model.from` when absent."""
 
-    model: ModelConfig
+    model: ModelConfig | None = None
     """The network."""
 
-    pretrain: PretrainConfig
+    pretrain: PretrainConfig | None = None
     """Self-supervised training."""
 
     tasks: dict[Name, PipelineTask]
@@ -81,6 +94,13 @@ class PipelineConfig(Schema):
 
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
+
+    @property
+    def pretraining(self) -> Pretraining | None:
+        """What makes the base; None where it is there already."""
+        if not (self.corpus and self.tokenizer and self.model and self.pretrain):
+            return None
+        return Pretraining(self.corpus, self.tokenizer, self.model, self.pretrain)
 
     @model_validator(mode="before")
     @classmethod
@@ -94,12 +114,14 @@ class PipelineConfig(Schema):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        problems = [
-            *_position_problems(self),
-            *_model_problems(self),
-            *_held_out_problems(self),
-            *_gang_problems(self),
-        ]
+        problems = list(_base_problems(self))
+        if self.pretraining is not None:
+            problems += [
+                *_position_problems(self.pretraining, self.tasks),
+                *_model_problems(self.pretraining, self.tasks),
+                *_held_out_problems(self.pretraining, self.tasks),
+                *_gang_problems(self.pretraining, self.cluster.pretrain),
+            ]
         scheme = scheme_of(self.storage)
         if scheme is not None and scheme not in PROTOCOLS:
             known = ", ".join(f"{name}://" for name in PROTOCOLS)
@@ -228,7 +250,18 @@ def _apply(data: dict[str, Any], override: str) -> None:
     section[last] = yaml.safe_load(value)
 
 
-def _position_problems(config: PipelineConfig) -> Iterable[str]:
+def _base_problems(config: PipelineConfig) -> Iterable[str]:
+    given = {name: getattr(config, name) is not None for name in Pretraining._fields}
+    if config.base is None:
+        for name in (name for name, is_given in given.items() if not is_given):
+            yield f"{name}: is required, unless base names a model that is there already"
+        return
+    given["cluster.pretrain"] = config.cluster.pretrain != GangConfig()
+    for name in (name for name, is_given in given.items() if is_given):
+        yield f"{name}: does nothing beside base, which is fine-tuned as it is; drop one"
+
+
+def _position_problems(config: Pretraining, tasks: Mapping[str, PipelineTask]) -> Iterable[str]:
     if config.model.from_:
         return  # the checkpoint's own positions are checked where it is read
     stated = next(
@@ -236,7 +269,7 @@ def _position_problems(config: PipelineConfig) -> Iterable[str]:
     )
     positions = stated or config.pretrain.sequence_length
     lengths: dict[str, int] = {"pretrain.sequence_length": config.pretrain.sequence_length}
-    lengths |= {f"tasks.{name}.max_length": task.max_length for name, task in config.tasks.items()}
+    lengths |= {f"tasks.{name}.max_length": task.max_length for name, task in tasks.items()}
     for place, length in lengths.items():
         if length > positions:
             raises = "raise" if stated else "set"
@@ -246,7 +279,13 @@ def _position_problems(config: PipelineConfig) -> Iterable[str]:
             )
 
 
-def _model_problems(config: PipelineConfig) -> Iterable[str]:
+def _model_problems(config: Pretraining, tasks: Mapping[str, PipelineTask]) -> Iterable[str]:
+    for name, task in tasks.items():
+        if task.type == "generation" and config.model.objective == "masked":
+            yield (
+                f"tasks.{name}: type generation needs model.objective: causal; a model that fills "
+                "gaps does not write"
+            )
     if config.model.from_ and config.tokenizer.train:
         yield (
             f"tokenizer.train: {config.tokenizer.train} makes tokens that the model of model.from "
@@ -260,14 +299,14 @@ def _model_problems(config: PipelineConfig) -> Iterable[str]:
         )
 
 
-def _held_out_problems(config: PipelineConfig) -> Iterable[str]:
+def _held_out_problems(config: Pretraining, tasks: Mapping[str, PipelineTask]) -> Iterable[str]:
     for name in config.corpus.held_out:
-        if name not in config.tasks:
-            yield f"corpus.held_out: no task {name!r}{suggestion(name, config.tasks)}"
+        if name not in tasks:
+            yield f"corpus.held_out: no task {name!r}{suggestion(name, tasks)}"
 
 
-def _gang_problems(config: PipelineConfig) -> Iterable[str]:
-    gang, batch = config.cluster.pretrain, config.pretrain.global_batch_size
+def _gang_problems(config: Pretraining, gang: GangConfig) -> Iterable[str]:
+    batch = config.pretrain.global_batch_size
     counts = range(gang.least_workers, gang.most_workers + 1)
     uneven = [count for count in counts if batch % count]
     if uneven:

@@ -146,7 +146,8 @@ class _Explainer:
 
 
 def _needs(step: Step, config: PipelineConfig) -> Mapping[str, Any]:
-    found = needs(step.kind, step.spec, config.cluster, vocab_size=config.tokenizer.vocab_size)
+    vocab_size = config.tokenizer.vocab_size if config.tokenizer else None
+    found = needs(step.kind, step.spec, config.cluster, vocab_size=vocab_size)
     if step.resources is not None:
         found |= {"cpus": step.resources.cpus, "gpus": step.resources.gpus}
     return found

@@ -51,7 +51,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
         for trial in finished(trials, spec.task.metric)[: spec.final.top]
     ]
     plans = [_plan(context, "pretrained", point, seed) for point in top for seed in seeds]
-    scratch_points = _scratch_points(spec, top[0])
+    scratch_points = _scratch_points(spec, top[0], trials)
     # The control's learning rate is chosen with one seed, at the same time.
     first = [_plan(context, "scratch", point, 0) for point in scratch_points]
     trained = _train(context, [*plans, *first])
@@ -95,10 +95,20 @@ def finished(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
     return found
 
 
-def _scratch_points(spec: FinalSpec, point: Hyperparameters) -> list[Hyperparameters]:
-    """The best point with each learning rate the control may choose; random weights train whole."""
+def _scratch_points(
+    spec: FinalSpec, point: Hyperparameters, trials: Sequence[Trial]
+) -> list[Hyperparameters]:
+    """The best point with each learning rate the control may choose; random weights train whole.
+
+    So where another method won, its rate is no measure: that of the best trial of all weights is.
+    """
     if not spec.controls.scratch:
         return []
+    found = (
+        Hyperparameters.model_validate(one["hyperparameters"])
+        for one in ranked(trials, spec.task.metric)
+    )
+    usual = next((one for one in found if one.method == "full"), point).learning_rate
     return [
         point.model_copy(
             update={
@@ -106,7 +116,7 @@ def _scratch_points(spec: FinalSpec, point: Hyperparameters) -> list[Hyperparame
                 "layer_decay": 1.0,
                 "frozen_layers": 0,
                 "gradual_unfreezing": False,
-                "learning_rate": point.learning_rate * multiple,
+                "learning_rate": usual * multiple,
             }
         )
         for multiple in spec.controls.scratch_learning_rates
@@ -134,7 +144,7 @@ def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int)
     worker = context.run.execution.trials
     return Training(
         task=context.spec(FinalSpec).task,
-        base=context.input("pretrain"),
+        base=context.input("base"),
         data=context.input("data"),
         hyperparameters=point.model_copy(update={"seed": seed}),
         from_scratch=origin == "scratch",

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from trainers import documents, files, manifest, tables
-from trainers.config import SourceConfig
+from trainers.config import BaseConfig, CorpusConfig, ModelConfig, SourceConfig, TokenizerConfig
 from trainers.errors import DataError
 from trainers.task_config import TaskDataConfig
 from workflows import custom
 from workflows.config import ConfigError, CustomConfig, PipelineConfig
 from workflows.digests import DigestCache, Finding
+from workflows.models import ModelStore
+from workflows.storage import Storage
 
 # Raise when a file that was found fine before might not be found so now, or with other columns.
 _CHECKS_VERSION = 1
@@ -49,6 +51,9 @@ class OutsideData:
     the user's own makes it."""
     tokenizer: Digests
     model: Digests
+    """Of the model that is fine-tuned, or that pretraining goes on from."""
+    base: BaseConfig | None
+    """As the pipeline file says it, with the version that the store has now."""
     tasks: Mapping[str, TaskFiles]
     custom: Mapping[str, Mapping[str, tuple[str, str]]]
     """Path and SHA-256 of what each of the user's own steps reads, by the name it uses."""
@@ -66,16 +71,18 @@ def inspect(config: PipelineConfig, base: Path) -> OutsideData:
     """
     try:
         with DigestCache() as cache:
-            is_checked = config.corpus.malformed == "refuse"
-            corpus = [
-                {} if source.step else _source(source, base, cache, is_checked=is_checked)
-                for source in config.corpus.sources
-            ]
+            corpus = list(_corpus(config.corpus, base, cache)) if config.corpus else []
+            chosen = _resolved(config)
             return OutsideData(
                 corpus={path: digest for digests in corpus for path, digest in digests.items()},
                 sources=tuple(_in_order(digests) for digests in corpus),
-                tokenizer=_folder(config.tokenizer.from_, "tokenizer.json", base, cache),
-                model=_folder(config.model.from_, "config.json", base, cache),
+                tokenizer=_folder(config.tokenizer, "tokenizer.json", base, cache),
+                model=(
+                    _version(chosen.store, config.storage)
+                    if chosen and chosen.store
+                    else _folder(chosen or config.model, "config.json", base, cache)
+                ),
+                base=chosen,
                 tasks={name: _task(task.data, base, cache) for name, task in config.tasks.items()},
                 custom={
                     name: _custom(name, step, base, cache) for name, step in config.steps.items()
@@ -83,6 +90,26 @@ def inspect(config: PipelineConfig, base: Path) -> OutsideData:
             )
     except DataError as error:
         raise ConfigError(str(error)) from error
+
+
+def _corpus(config: CorpusConfig, base: Path, cache: DigestCache) -> Iterator[Digests]:
+    is_checked = config.malformed == "refuse"
+    for source in config.sources:
+        yield {} if source.step else _source(source, base, cache, is_checked=is_checked)
+
+
+def _resolved(config: PipelineConfig) -> BaseConfig | None:
+    """The base, an alias of the store as the version it means now."""
+    if config.base is None or config.base.store is None:
+        return config.base
+    version = ModelStore(Storage.at(config.storage)).resolve(config.base.store)
+    return BaseConfig(store=str(version))
+
+
+def _version(reference: str, storage: str) -> Digests:
+    store = ModelStore(Storage.at(storage))
+    files = store.facts(store.resolve(reference))["files"]
+    return {reference: hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()}
 
 
 def _in_order(digests: Digests) -> str:
@@ -203,10 +230,15 @@ def _custom(
     return found
 
 
-def _folder(path: str | None, marker: str, base: Path, cache: DigestCache) -> Digests:
-    if path is None:
+def _folder(
+    section: TokenizerConfig | ModelConfig | BaseConfig | None,
+    marker: str,
+    base: Path,
+    cache: DigestCache,
+) -> Digests:
+    if section is None or section.from_ is None:
         return {}
-    folder = base / path
+    folder = base / section.from_
     if not (folder / marker).is_file():
         raise DataError(f"{folder}: no {marker} there; give a folder saved by save_pretrained")
     return {str(folder): _digest_of_folder(folder, cache)}

@@ -7,10 +7,10 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from cluster.config import SearchConfig, WorkerConfig
-from trainers.config import CorpusConfig, ModelConfig, Packing, Schema, TokenizerConfig
+from trainers.config import BaseConfig, CorpusConfig, ModelConfig, Packing, Schema, TokenizerConfig
 from trainers.pretrain_config import PretrainConfig
 from trainers.task_config import TaskConfig, TaskDataConfig, TaskType
-from workflows.config import ConfigError, CustomConfig, PipelineConfig
+from workflows.config import ConfigError, CustomConfig, PipelineConfig, Pretraining
 from workflows.outside import OutsideData, TaskFiles
 from workflows.steps import CUSTOM, Step
 from workflows.suggestions import suggestion
@@ -24,8 +24,9 @@ STAGE_VERSIONS = {
     "tokenizer": 2,
     "tokens": 2,
     "pretrain": 3,
+    "base": 1,
     "tune": 3,
-    "final": 3,
+    "final": 4,
     "promote": 2,
     "report": 1,
     "track": 1,
@@ -73,6 +74,13 @@ class PretrainSpec(Schema):
     pretrain: PretrainConfig
     weights: list[float]
     """Of the corpus' sources."""
+
+
+class BaseSpec(Schema):
+    """What `base` knows."""
+
+    base: BaseConfig
+    """`store` with the version that was found."""
 
 
 class TuneSpec(Schema):
@@ -179,6 +187,13 @@ def _drafts(config: PipelineConfig, outside: OutsideData) -> dict[str, _Draft]:
 
 
 def _base_drafts(config: PipelineConfig, outside: OutsideData) -> list[_Draft]:
+    if config.pretraining is not None:
+        return _pretraining_drafts(config.pretraining, outside)
+    assert outside.base is not None  # one of both is there
+    return [_Draft("base", "base", BaseSpec(base=outside.base), outside=outside.model)]
+
+
+def _pretraining_drafts(config: Pretraining, outside: OutsideData) -> list[_Draft]:
     corpus: CorpusConfig = config.corpus
     made = {f"source{n}": source for n, source in enumerate(corpus.sources) if source.step}
     sequence_length = config.pretrain.sequence_length
@@ -234,7 +249,8 @@ def _data_draft(name: str, task: TaskConfig, files: TaskFiles) -> _Draft:
 
 def _task_drafts(config: PipelineConfig, name: str) -> list[_Draft]:
     of, task = config.tasks[name], config.tasks[name].task
-    inputs = {"data": f"{name}.data", "pretrain": "pretrain"}
+    base = "pretrain" if config.base is None else "base"
+    inputs = {"data": f"{name}.data", "base": base}
     return [
         _Draft(
             f"{name}.tune",
@@ -282,7 +298,7 @@ def _check_inputs(config: PipelineConfig, drafts: Mapping[str, _Draft]) -> None:
     ]
     named += [
         (f"corpus.sources.{n}.step", source.step)
-        for n, source in enumerate(config.corpus.sources)
+        for n, source in enumerate(config.corpus.sources if config.corpus else ())
         if source.step
     ]
     named += [("cluster.steps", name) for name in config.cluster.steps]

@@ -32,7 +32,7 @@ def decide(
     challenger: Evaluation,
     champion: Evaluation | None,
     *,
-    constant: float,
+    constant: float | None,
     rule: PromoteConfig,
     lower_is_better: bool = False,
 ) -> Promote | Keep:
@@ -41,23 +41,22 @@ def decide(
     Args:
         challenger: the new model.
         champion: the model to beat, evaluated on the same rows; None where there is none.
-        constant: what always giving the same answer scores: the most frequent label, or the mean.
+        constant: what always giving the same answer scores: the most frequent label, or the mean;
+            None where that has no score.
         rule: the user's.
         lower_is_better: of the scores.
     """
     sign = -1.0 if lower_is_better else 1.0
     if not math.isfinite(challenger.score):
         return Keep(f"{challenger.model} scores {challenger.score}, which is no number")
-    if sign * challenger.score <= sign * constant:
+    if constant is not None and sign * challenger.score <= sign * constant:
         return Keep(
             f"{challenger.model} scores {challenger.score:.4f}, no better than always giving the "
             f"same answer ({constant:.4f})"
         )
     if champion is None:
-        return Promote(
-            f"the first model: {challenger.score:.4f} against {constant:.4f} of always the same "
-            "answer"
-        )
+        against = "" if constant is None else f" against {constant:.4f} of always the same answer"
+        return Promote(f"the first model: {challenger.score:.4f}{against}")
     if not math.isfinite(champion.score):
         return Promote(f"{champion.model} scores {champion.score}, which is no number")
     gain = sign * (challenger.score - champion.score)

@@ -70,6 +70,7 @@ def render(pipeline: str, steps: Sequence[str], finished: Mapping[str, Finished]
         steps=[(name, finished[name].record if name in finished else None) for name in steps],
         data=_data(finished.get("corpus"), finished.get("tokens")),
         pretraining=_pretraining(finished.get("pretrain")),
+        base=finished["base"].record.facts if "base" in finished else None,
         tasks=[_task(name, finished) for name in tasks],
     )
 
@@ -82,7 +83,11 @@ def scores(result: Mapping[str, Any]) -> list[Score]:
         for origin, told in _ORIGINS.items()
         if result["seeds"][origin]
     ]
-    found += [Score(name, s[metric], None, 1) for name, s in result["baselines"].items()]
+    found += [
+        Score(name, s[metric], None, 1)
+        for name, s in result["baselines"].items()
+        if metric in s  # the loss of a true answer is a model's alone
+    ]
     return sorted(found, key=lambda score: score.mean, reverse=not result["lower_is_better"])
 
 

@@ -21,6 +21,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "tokenizer": ("workflows.stages:build_tokenizer",),
     "tokens": ("workflows.stages:pack_tokens",),
     "pretrain": ("workflows.pretraining:run",),
+    "base": ("workflows.stages:take_base",),
     "tune": (
         "workflows.stages:tune",
         "workflows.final:finished",

@@ -7,13 +7,14 @@ from typing import Any
 
 from cluster import capacity
 from cluster.interface import SearchPlan
-from trainers import corpus, finetune, task_data, tokenizer, tokens
+from trainers import bases, corpus, finetune, task_data, tokenizer, tokens
 from trainers.task_types import class_of
 from workflows import corpora, final, pretraining
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
 from workflows.pipeline import (
+    BaseSpec,
     DataSpec,
     PromoteSpec,
     SummarySpec,
@@ -88,6 +89,16 @@ def pack_tokens(context: StageContext) -> Facts:
     return tokens.facts(results)
 
 
+def take_base(context: StageContext) -> Facts:
+    """A model that is there already, as the base of fine-tuning."""
+    base = context.spec(BaseSpec).base
+    if base.store is None:
+        return bases.take_in(context.run.base / str(base.from_), context.output)
+    store = ModelStore(context.run.paths.storage)
+    version = store.resolve(base.store)
+    return {"version": base.store, **bases.take_in(store.verified(version), context.output)}
+
+
 def tune(context: StageContext) -> Facts:
     """The trials of a task's search."""
     spec, worker = context.spec(TuneSpec), context.run.execution.trials
@@ -97,7 +108,7 @@ def tune(context: StageContext) -> Facts:
         finetune.FineTuning,
         finetune.task_inputs(
             spec.task,
-            context.input("pretrain"),
+            context.input("base"),
             context.input("data"),
             threads=worker.cpus,
             use_gpu=bool(worker.gpus),
@@ -143,7 +154,7 @@ def promote(context: StageContext) -> Facts:
     verdict = decide(
         challenger,
         incumbent,
-        constant=result["baselines"][result["constant"]][spec.task.metric],
+        constant=result["baselines"][result["constant"]].get(spec.task.metric),
         rule=spec.promote,
         lower_is_better=spec.task.lower_is_better,
     )
@@ -207,6 +218,7 @@ STAGES: Mapping[str, Callable[[StageContext], Facts]] = {
     "tokenizer": build_tokenizer,
     "tokens": pack_tokens,
     "pretrain": pretraining.run,
+    "base": take_base,
     "tune": tune,
     "final": final.run,
     "promote": promote,

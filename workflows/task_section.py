@@ -9,6 +9,7 @@ from cluster.config import SearchConfig
 from trainers.config import Fraction, PositiveInt, Schema
 from trainers.task_config import (
     METHODS_OF_HYPERPARAMETER,
+    METHODS_OF_TASK,
     UNUSED_OF_TASK,
     Hyperparameters,
     TaskConfig,
@@ -79,6 +80,16 @@ class PipelineTask(TaskConfig):
                     f"search.space.{place} does nothing with type {self.type}: {reason}"
                 )
             self._check_method(place, name, branch)
+        return self
+
+    @model_validator(mode="after")
+    def _methods_go_with_type(self) -> Self:
+        for method in self._values_of("method"):
+            if method not in METHODS_OF_TASK[self.type]:
+                raise ValueError(
+                    f"search.space: method {method} does not go with type {self.type}, whose head "
+                    f"is the base's own; use {' or '.join(METHODS_OF_TASK[self.type])}"
+                )
         return self
 
     def _check_method(self, place: str, name: str, branch: space.Point) -> None:

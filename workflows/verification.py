@@ -23,10 +23,11 @@ from cluster import capacity
 from cluster.config import GangConfig, RetryConfig
 from cluster.interface import Cluster, Metrics, Reporter, TaskFailedError
 from trainers import manifest, pretrain
+from trainers.pretrain_config import PretrainConfig
 from workflows import pretraining
 from workflows.artifacts import Attempt
 from workflows.cache import cache_folder
-from workflows.config import PipelineConfig
+from workflows.config import ConfigError, PipelineConfig
 from workflows.execution import StageContext
 from workflows.ledger import Position
 from workflows.planning import Selection
@@ -123,10 +124,11 @@ class Verification:
     def certify(self) -> dict[str, Any]:
         """Run the trainings and compare them; the certificate is written to the storage, too."""
         gang = self.session.config.cluster.pretrain
-        workers, steps = gang.most_workers, self.session.config.pretrain.total_steps
+        pretraining = required(self.session.config)
+        workers, steps = gang.most_workers, pretraining.total_steps
         straight = self._train("straight", [(workers, None)])
         killed = self._train("killed", [(workers, None)], self.kills)
-        other = other_size(gang, self.session.config.pretrain.global_batch_size)
+        other = other_size(gang, pretraining.global_batch_size)
         sizes: list[tuple[int, int | None]] = []
         if other:
             sizes = [(workers, steps // 3), (other, 2 * steps // 3), (workers, None)]
@@ -235,14 +237,24 @@ def kill_points(steps: int, count: int, seed: int) -> tuple[int, ...]:
     return tuple(sorted(drawn))
 
 
+def required(config: PipelineConfig) -> PretrainConfig:
+    """The section `pretrain`.
+
+    Raises:
+        ConfigError: the pipeline has none.
+    """
+    if config.pretrain is None:
+        raise ConfigError("the pipeline pretrains nothing: its base is there already")
+    return config.pretrain
+
+
 def shortened(config: PipelineConfig, steps: int, kills: int) -> PipelineConfig:
     """The pipeline with a pretraining of so many steps, saved often and tried again patiently."""
-    pretrain_config = config.pretrain.model_copy(
+    whole = required(config)
+    pretrain_config = whole.model_copy(
         update={
-            "tokens": steps * config.pretrain.global_batch_tokens,
-            "checkpoint": config.pretrain.checkpoint.model_copy(
-                update={"every_steps": max(1, steps // 5)}
-            ),
+            "tokens": steps * whole.global_batch_tokens,
+            "checkpoint": whole.checkpoint.model_copy(update={"every_steps": max(1, steps // 5)}),
         }
     )
     retry = RetryConfig(max_attempts=kills + 2, delay_s=0.0)
@@ -263,7 +275,7 @@ def run(session: Session, console: Console, *, kills: int, seed: int) -> dict[st
     from cluster.ray_cluster import connect  # loads Ray
 
     config = session.config
-    points = kill_points(config.pretrain.total_steps, kills, seed)
+    points = kill_points(required(config).total_steps, kills, seed)
     with connect(config.cluster) as cluster:
         capacity.check(config.cluster, cluster.capacity(), {})
         directory = f"{FOLDER}/{session.paths.run_id}"

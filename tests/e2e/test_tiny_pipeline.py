@@ -339,3 +339,28 @@ def test_stopped_and_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(found) >= 2
     pretune("gc", "--storage", storage, "--delete", folder=tmp_path)
     assert len(list(storage.glob("artifacts/pretrain/*/*"))) == 1
+
+
+def test_a_promoted_model_is_the_base_of_another_task(finished: Run, tmp_path: Path) -> None:
+    whole = tiny_pipeline(tmp_path)
+    shutil.copytree(finished.storage, tmp_path / "storage")
+    other = {
+        "name": "more",
+        "storage": whole["storage"],
+        "base": {"store": "tiny.tone@champion"},
+        "tasks": {"places": whole["tasks"]["places"]},
+    }
+    pipeline = write_pipeline(tmp_path, other)
+    answer = pretune("run", pipeline, "--json", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    summary = json.loads(answer.stdout)
+    assert summary["champions"]["more.places"] == "more.places@1"
+    assert summary["states"]["base"] == "done"
+    report = (tmp_path / "storage" / "runs" / summary["run"] / "report.html").read_text("utf-8")
+    assert "tiny.tone@1 of the model store; not pretrained here" in report
+
+    again = pretune("plan", pipeline, "--json", folder=tmp_path)
+    assert {step["plan"] for step in json.loads(again.stdout)} == {"REUSE"}
+    answer = pretune("verify-resume", pipeline, folder=tmp_path)
+    assert answer.returncode == 2
+    assert "pretrains nothing" in answer.stderr

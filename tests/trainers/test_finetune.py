@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import write_classification, write_entities
 from transformers import pipeline
-from worlds import LENGTH, Reports, moved, prepare, run
+from worlds import trained_base
 
 from trainers import finetune, model, task_data, tokenizer
 from trainers.errors import DataError
@@ -25,10 +25,7 @@ SPLIT = SplitConfig(test=0.25, validation=0.25)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    work = moved(prepare(folder), folder / "run")
-    run(work, Reports())
-    return work.output
+    return trained_base(tmp_path_factory.mktemp("base"))
 
 
 def make_task(folder: Path, kind: str) -> tuple[TaskConfig, Path]:
@@ -280,7 +277,7 @@ def test_base_may_be_any_folder_with_its_own_special_tokens(base: Path) -> None:
     network, weights = model.weights_of(base)
     assert network["vocab_size"] == len(tokenizer.load(base))
     assert all(weight.dtype == np.float32 for weight in weights.values())
-    assert network["max_position_embeddings"] == LENGTH
+    assert network["max_position_embeddings"] == 128
 
 
 def test_fewer_labels_are_trained_in_as_many_steps(base: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from trainers.segments import IGNORED_LABEL
 from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
 from trainers.task_types import TaskType, type_of
 from trainers.task_types.base import Encoded, Examples, Prediction, collate
-from trainers.task_types.words import carriers_of
+from trainers.task_types.words import Words, carriers_of
 
 DECODER, ENCODER = {"model_type": "llama"}, {"model_type": "bert", "type_vocab_size": 2}
 
@@ -73,7 +73,7 @@ def test_word_without_a_token_moves_no_label_of_others(words: PreTrainedTokenize
     of_words = kind("token_classification", ["B-place", "O"])
     examples = Examples([["in", "", "Rome"]], [["O", "O", "B-place"]])
     encoded = of_words.encode(examples, words, ENCODER)
-    assert encoded.carriers is not None
+    assert isinstance(encoded, Words)
     outputs = np.zeros((len(encoded.ids[0]), 2), dtype=np.float32)
     outputs[encoded.labels[0] == 0, 0] = outputs[encoded.labels[0] == 1, 1] = 0.9
     (found,) = of_words.predictions([outputs], encoded)
@@ -113,7 +113,7 @@ def test_batch_is_padded_on_the_right_to_its_longest_row() -> None:
     ids = [np.array([5, 6, 7]), np.array([8])]
     labels = [np.array([1, 0, 1]), np.array([1])]
     carriers = [np.array([0, 1, 2]), np.array([0])]
-    batch = collate(Encoded(ids, labels, carriers=carriers), [0, 1], pad_token=9)
+    batch = collate(Words(ids, labels, carriers=carriers), [0, 1], pad_token=9)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[1, 0, 1], [1, IGNORED_LABEL, IGNORED_LABEL]]

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from worlds import Reports, moved, prepare, run
 
-from trainers import segments, tokenizer
+from trainers import segments, tokenizer, whole_words
 from trainers.batches import to_batch
 from trainers.config import ModelConfig, TokenizerConfig
 from trainers.errors import DataError
 from trainers.segments import IGNORED_LABEL, Masking
-from trainers.tokenizer import WordBounds
+from trainers.whole_words import WordBounds
 
 END, MASK, VOCAB = 0, 2, 40
 # Tokens 3 to 9 begin words, the others continue them.
@@ -37,7 +37,7 @@ def loaded(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 def words_of(loaded: PreTrainedTokenizerFast, text: str) -> list[str]:
     """Texts of the words that the tokens of `text` make."""
-    bounds = tokenizer.word_bounds(loaded)
+    bounds = whole_words.word_bounds(loaded)
     ids = loaded(text, add_special_tokens=False)["input_ids"]
     words: list[list[int]] = []
     for place, token in enumerate(ids):
@@ -58,7 +58,7 @@ def test_white_space_of_every_kind_parts_words(loaded: PreTrainedTokenizerFast) 
 
 
 def test_special_tokens_are_words_of_their_own(loaded: PreTrainedTokenizerFast) -> None:
-    bounds = tokenizer.word_bounds(loaded)
+    bounds = whole_words.word_bounds(loaded)
     assert bounds.begins[loaded.all_special_ids].all()
     assert bounds.ends[loaded.all_special_ids].all()
     assert len(bounds.begins) == len(bounds.ends) == len(loaded)
@@ -68,7 +68,7 @@ def test_tokens_that_show_no_words_are_refused() -> None:
     plain = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(DataError, match=r"whole_words: .* do not show where words begin"):
-        tokenizer.word_bounds(PreTrainedTokenizerFast(tokenizer_object=plain))
+        whole_words.word_bounds(PreTrainedTokenizerFast(tokenizer_object=plain))
 
 
 def numbers_of_words(ids: Tensor) -> list[list[int]]:

@@ -93,6 +93,15 @@ def prepare(folder: Path, packing: Packing = "concat") -> PretrainWork:
     )
 
 
+def trained_base(folder: Path) -> Path:
+    """A base after 20 steps, for texts that are longer than it was trained on."""
+    work = moved(prepare(folder), folder / "run")
+    config = {**work.model.config, "max_position_embeddings": 128}
+    model = work.model.model_copy(update={"config": config})
+    run(replace(work, model=model), Reports())
+    return work.output
+
+
 def pretrain_config(**changes: Any) -> PretrainConfig:
     """20 steps of 8 sequences."""
     settings = {

@@ -250,7 +250,7 @@ def digests(folder: Path) -> tuple[dict[str, str], set[str]]:
             "micro_batch_size=1",
             {"pretrain"},
         ),
-        ("workflows/stages.py", "import corpus, ", "import order, corpus, ", set()),
+        ("workflows/stages.py", "import bases, ", "import order, bases, ", set()),
         ("cluster/trials.py", "\nimport", "\nimport random\nimport", {"tune"}),
         ("workflows/final.py", "reverse=True", "reverse=False", {"tune", "final", "report"}),
         ("workflows/journal.py", "\nimport", "\nimport random\nimport", set()),

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from trainers.task_config import TaskConfig
+from trainers.task_types.answers import QuestionAnswering
 from trainers.task_types.base import TaskType
 from trainers.task_types.classification import Classification, MultiLabel
+from trainers.task_types.generation import Generation
 from trainers.task_types.regression import Regression
 from trainers.task_types.words import TokenClassification
 
@@ -19,6 +21,8 @@ def class_of(name: str, *, multi_label: bool) -> type[TaskType]:
         "classification": Classification,
         "regression": Regression,
         "token_classification": TokenClassification,
+        "question_answering": QuestionAnswering,
+        "generation": Generation,
     }[name]
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainers.errors import DataError
 from trainers.segments import IGNORED_LABEL, Batch
 from trainers.task_config import TaskConfig, TaskDataConfig
+
+_ROWS_AT_ONCE = 64
 
 Network = Mapping[str, Any]
 """A model's configuration."""
@@ -28,7 +30,7 @@ class Examples:
     labels: list[Any]
     """As the type's `label_of` gives them; empty where nobody knows them."""
     pairs: list[str] | None = None
-    """Second texts, where the task compares two."""
+    """Second texts, where the task compares two; questions, where it answers them."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -40,13 +42,12 @@ class Encoded:
 
     ids: list[NDArray[np.int64]]
     labels: list[NDArray[Any]]
-    """A number, or one for each label, or one for each token; empty where nobody knows them."""
+    """A number, or several, or one for each token; empty where nobody knows them."""
     types: list[NDArray[np.int64]] | None = None
     """0 for tokens of the first text, 1 for those of the second; None where the model or its
     tokenizer knows nothing of them."""
-    carriers: list[NDArray[np.int64]] | None = None
-    """Of each word the place of the token with its label, -1 where it has none; only for types that
-    label words."""
+
+    has_label_of_each_token: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,6 +63,8 @@ class Prediction:
     """Probability of the label; of each word's, of each label's; none for a number."""
     probabilities: list[float] | None = None
     """Of every label, in their order, where one text has one distribution."""
+    loss: float | None = None
+    """Of the true answer, in nats a token, where the answer is written and known."""
 
 
 class TaskType(ABC):
@@ -71,6 +74,8 @@ class TaskType(ABC):
     """The class of `transformers` that loads a model with the type's head."""
     constant: ClassVar[str] = "majority"
     """Name of the baseline that says the same of every row."""
+    keeps_head: ClassVar[bool] = False
+    """Whether the head is the base's own, not a new one."""
 
     def __init__(self, task: TaskConfig, labels: Sequence[str]) -> None:
         self.task, self.labels = task, list(labels)
@@ -112,6 +117,11 @@ class TaskType(ABC):
         """Of the labels in the loss, as `task.class_weights` asks; from those of training rows."""
         return None
 
+    def logits(self, output: Any, batch: Batch) -> Tensor:
+        """What a model of the type's head gave for a batch, as `loss` reads it."""
+        logits: Tensor = output.logits
+        return logits
+
     @abstractmethod
     def loss(
         self, logits: Tensor, targets: Tensor, *, smoothing: float, weights: Tensor | None
@@ -119,12 +129,10 @@ class TaskType(ABC):
         """Of rows, or tokens, with logits of shape (..., labels); the mean."""
 
     @abstractmethod
-    def activate(self, logits: Tensor) -> Tensor:
-        """Logits as what `predictions` reads, of the same shape."""
-
-    @abstractmethod
-    def predictions(self, outputs: Sequence[NDArray[Any]], rows: Encoded) -> list[Prediction]:
-        """What `activate`d logits say, by row: shape (labels,), or (tokens, labels)."""
+    def answers(
+        self, network: PreTrainedModel, rows: Encoded, tokenizer: PreTrainedTokenizerBase
+    ) -> list[Prediction]:
+        """What a model says of each row that `encode` made."""
 
     @abstractmethod
     def score(self, truth: Sequence[Any], found: Sequence[Prediction]) -> dict[str, float]:
@@ -145,7 +153,37 @@ class TaskType(ABC):
         return scores
 
 
-class TextType(TaskType):
+class OnePass(TaskType):
+    """Types whose answers are read off the logits of one forward pass."""
+
+    @torch.no_grad()
+    def answers(
+        self, network: PreTrainedModel, rows: Encoded, tokenizer: PreTrainedTokenizerBase
+    ) -> list[Prediction]:
+        """What a model says of each row."""
+        network.eval()
+        by_length = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
+        found: dict[int, NDArray[Any]] = {}
+        for start in range(0, len(by_length), _ROWS_AT_ONCE):
+            chosen = by_length[start : start + _ROWS_AT_ONCE]
+            batch = collate(rows, chosen, tokenizer.pad_token_id)
+            inputs = {name: batch[name].to(network.device) for name in batch if name != "labels"}
+            logits = self.logits(network(**inputs), inputs)
+            activated = self.activate(logits.float()).cpu().numpy()
+            for row, values in zip(chosen, activated, strict=True):
+                found[row] = values[: len(rows.ids[row])] if values.ndim == 2 else values
+        return self.predictions([found[row] for row in range(len(rows))], rows)
+
+    @abstractmethod
+    def activate(self, logits: Tensor) -> Tensor:
+        """Logits as what `predictions` reads, of the same shape."""
+
+    @abstractmethod
+    def predictions(self, outputs: Sequence[NDArray[Any]], rows: Encoded) -> list[Prediction]:
+        """What `activate`d logits say, by row: shape (labels,), or (tokens, labels)."""
+
+
+class TextType(OnePass):
     """Types that answer once for each text, or pair of texts."""
 
     def encode(
@@ -183,6 +221,12 @@ def with_labels(network: Network, names: Sequence[str], problem: str | None) -> 
     }
 
 
+def without_labels(network: Network) -> dict[str, Any]:
+    """The configuration without what an earlier task's head had to know."""
+    of_heads = {"id2label", "label2id", "num_labels", "problem_type"}
+    return {name: value for name, value in network.items() if name not in of_heads}
+
+
 def at_least_two(names: set[str]) -> list[str]:
     """Label names, sorted.
 
@@ -216,7 +260,7 @@ def collate(rows: Encoded, chosen: Sequence[int], pad_token: int) -> Batch:
     of_tokens = {"input_ids": (rows.ids, pad_token)}
     if rows.types is not None:
         of_tokens["token_type_ids"] = (rows.types, 0)
-    if rows.carriers is not None and rows.labels:
+    if rows.has_label_of_each_token and rows.labels:
         of_tokens["labels"] = (rows.labels, IGNORED_LABEL)
     lengths = [len(rows.ids[row]) for row in chosen]
     shape = (len(chosen), max(lengths))

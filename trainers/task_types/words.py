@@ -1,7 +1,8 @@
 """Texts of words that have a label each."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,8 @@ from trainers.task_types.base import (
     Encoded,
     Examples,
     Network,
+    OnePass,
     Prediction,
-    TaskType,
     at_least_two,
     with_labels,
 )
@@ -27,7 +28,17 @@ from trainers.task_types.base import (
 _NO_ENTITY = "O"
 
 
-class TokenClassification(TaskType):
+@dataclass(frozen=True, kw_only=True)
+class Words(Encoded):
+    """Rows of words."""
+
+    carriers: list[NDArray[np.int64]]
+    """Of each word the place of the token with its label, -1 where it has none."""
+
+    has_label_of_each_token: ClassVar[bool] = True
+
+
+class TokenClassification(OnePass):
     """One label a word, as in CoNLL's tasks: `B-` and `I-` open and continue an entity."""
 
     head = AutoModelForTokenClassification
@@ -83,7 +94,7 @@ class TokenClassification(TaskType):
             named = np.array([numbers[name] for name in label], dtype=np.int64)
             target[carriers[row][has_token]] = named[has_token]
             targets.append(target)
-        return Encoded(ids, targets, carriers=carriers)
+        return Words(ids, targets, carriers=carriers)
 
     def loss(
         self, logits: Tensor, targets: Tensor, *, smoothing: float, weights: Tensor | None
@@ -102,7 +113,7 @@ class TokenClassification(TaskType):
 
     def predictions(self, outputs: Sequence[NDArray[Any]], rows: Encoded) -> list[Prediction]:
         """The likeliest label of each word."""
-        assert rows.carriers is not None  # `encode` saw to it
+        assert isinstance(rows, Words)
         # Words without a token, as those behind the longest text, get what claims nothing.
         other = _NO_ENTITY if _NO_ENTITY in self.labels else self.labels[0]
         found = []

@@ -1,0 +1,73 @@
+"""Tasks without pretraining, through the command line: answers found and answers written."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+from conftest import WORDS, write_pipeline
+from processes import pretune
+from worlds import trained_base
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+PLACES = ["Paris", "Rome", "Oslo"]
+
+
+def write_rows(path: Path, number: int = 200) -> None:
+    """Texts that name a place; asked for it, the answer is in the text, or to be written."""
+    generator = random.Random(0)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "question", "place"])
+        for row in range(number):
+            place = generator.choice(PLACES)
+            words = " ".join(generator.choices(WORDS, k=2))
+            writer.writerow([f"{words} in {place} {row}", "where", place])
+
+
+def test_answers_are_found_and_written_from_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    base = trained_base(tmp_path / "work")
+    write_rows(tmp_path / "rows.csv")
+    data = {"path": "rows.csv", "label": "place", "split": {"test": 0.25, "validation": 0.25}}
+    common = {
+        "max_length": 48,
+        "answer_length": 8,
+        "search": {"trials": 1, "space": {"learning_rate": 0.01, "epochs": 6, "dropout": 0.0}},
+        "final": {"seeds": 1},
+    }
+    pipeline = write_pipeline(
+        tmp_path,
+        {
+            "name": "given",
+            "storage": str(tmp_path / "storage"),
+            "base": {"from": str(base)},
+            "tasks": {
+                "ask": {
+                    "type": "question_answering",
+                    "data": {**data, "text_pair": "question"},
+                    "metric": "f1",
+                    **common,
+                },
+                "write": {"type": "generation", "data": data, "metric": "loss", **common},
+            },
+        },
+    )
+    answer = pretune("run", pipeline, "--json", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    summary = json.loads(answer.stdout)
+    assert summary["champions"] == {"given.ask": "given.ask@1", "given.write": "given.write@1"}
+    for name in ("ask", "write"):
+        assert "promoted" in str(summary["promotions"][f"{name}.promote"])
+    report = (tmp_path / "storage" / "runs" / summary["run"] / "report.html").read_text("utf-8")
+    assert "whole text" in report
+
+    storage = ("--storage", tmp_path / "storage", "--json")
+    asked = pretune("predict", "given.ask", "we met in Rome 9", "where", *storage, folder=tmp_path)
+    (found,) = json.loads(asked.stdout)
+    assert found["label"]
+    assert found["label"] in "we met in Rome 9"
+    written = pretune("predict", "given.write", "we met in Rome 9", *storage, folder=tmp_path)
+    assert set(json.loads(written.stdout)[0]) == {"text", "label", "score"}
