@@ -312,7 +312,7 @@ def evaluate(
 ) -> tuple[dict[str, float], list[Prediction]]:
     """Metrics of a saved model on rows, and what it said of each."""
     predictor = Predictor(folder, task)
-    found = predictor.predict(examples.texts, examples.pairs)
+    found = predictor.answer(examples)
     return predictor.kind.required_score(examples.labels, found), found
 
 

@@ -1,6 +1,7 @@
 """Label new texts with a fine-tuned model's folder."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,15 @@ class Predictor:
             texts: strings or lists of words.
             pairs: the second texts, where the task compares two.
         """
-        if not texts:
+        return self.answer(Examples(list(texts), [], None if pairs is None else list(pairs)))
+
+    def answer(self, examples: Examples) -> list[Prediction]:
+        """One prediction per row; labels, where they are known, are only measured."""
+        if not examples.texts:
             return []
-        examples = Examples(list(texts), [], None if pairs is None else list(pairs))
+        if not self.kind.measures_truth:
+            # A label that this model does not know is no reason to say nothing.
+            examples = replace(examples, labels=[])
         rows = self.kind.encode(examples, self._tokenizer, self._model.config.to_dict())
         return self.kind.answers(self._model, rows, self._tokenizer)
 

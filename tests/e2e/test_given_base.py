@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import WORDS, write_pipeline
 from processes import pretune
-from worlds import trained_base
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from trainers import tokenizer
+from trainers.config import TokenizerConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -27,9 +30,26 @@ def write_rows(path: Path, number: int = 200) -> None:
             writer.writerow([f"{words} in {place} {row}", "where", place])
 
 
+def save_base(folder: Path) -> None:
+    """A Hugging Face folder of a small decoder."""
+    config = TokenizerConfig(train="bpe", vocab_size=300)
+    tokenizer.build(config, folder, [" ".join(WORDS[:2000])], 64).save_pretrained(folder)
+    network = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(network).save_pretrained(folder)
+
+
 def test_answers_are_found_and_written_from_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
-    base = trained_base(tmp_path / "work")
+    save_base(tmp_path / "base")
     write_rows(tmp_path / "rows.csv")
     data = {"path": "rows.csv", "label": "place", "split": {"test": 0.25, "validation": 0.25}}
     common = {
@@ -43,7 +63,7 @@ def test_answers_are_found_and_written_from_a_folder(tmp_path: Path) -> None:
         {
             "name": "given",
             "storage": str(tmp_path / "storage"),
-            "base": {"from": str(base)},
+            "base": {"from": "base"},
             "tasks": {
                 "ask": {
                     "type": "question_answering",

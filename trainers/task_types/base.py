@@ -74,6 +74,8 @@ class TaskType(ABC):
     """The class of `transformers` that loads a model with the type's head."""
     constant: ClassVar[str] = "majority"
     """Name of the baseline that says the same of every row."""
+    measures_truth: ClassVar[bool] = False
+    """Whether a model is asked what it makes of the true answers, too."""
     keeps_head: ClassVar[bool] = False
     """Whether the head is the base's own, not a new one."""
 

@@ -45,7 +45,7 @@ class Generation(TaskType):
 
     head = AutoModelForCausalLM
     constant = "most frequent answer"
-    keeps_head = True
+    keeps_head = measures_truth = True
 
     @classmethod
     def label_of(cls, row: Mapping[str, Any], config: TaskDataConfig) -> str:
