@@ -14,6 +14,7 @@ from trainers.finetune import Training
 from trainers.task_config import Hyperparameters, Metric, merit_of
 from trainers.task_types import type_of
 from workflows.execution import StageContext
+from workflows.openings import open_test
 from workflows.pipeline import FinalSpec
 
 TRIALS = "trials.json"
@@ -66,6 +67,8 @@ def run(context: StageContext) -> Mapping[str, Any]:
         controls = [winner, *_train(context, others)]
     fewer = _with_fewer_labels(context, spec, chosen, controls)
     result = _opened_test(context, spec, chosen, candidates, controls, fewer)
+    result["search"] = _optimism(trials, spec.task.metric, candidates)
+    (context.output / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
     context.exchange().collect(chosen.training.output)
     shutil.move(chosen.training.output, context.output / MODEL)
     told = ("hyperparameters", "test", "validation", "seeds", "label_fractions")
@@ -181,6 +184,12 @@ def _opened_test(
     """Look at the test rows, after every choice is made, and write down what was found."""
     task, data = spec.task, context.input("data")
     measured = [*candidates, *controls, *fewer]
+    openings = open_test(
+        context.run.paths.storage,
+        context.step.inputs["data"].fingerprint,
+        step=context.step.name,
+        run=context.run.paths.run_id,
+    )
     function = context.exchange().mapped(finetune.test)
     trainings = [one.training for one in measured]
     found = context.run.cluster.map(function, trainings, context.run.execution.trials, context.log)
@@ -195,7 +204,7 @@ def _opened_test(
         "validation": chosen.validation,
         "test": scores[measured.index(chosen)],
         "test_rows": len(test),
-        "test_openings": 1,
+        "test_openings": openings,
         "seeds": {
             "pretrained": scores[: len(candidates)],
             "scratch": scores[len(candidates) : len(candidates) + len(controls)],
@@ -212,11 +221,26 @@ def _opened_test(
         "constant": kind.constant,
         "baselines": baselines.evaluate(kind, train, validation, test),
     }
-    (context.output / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
     (context.output / PREDICTIONS).write_text(
         json.dumps([asdict(prediction) for prediction in predictions]), encoding="utf-8"
     )
     return result
+
+
+def _optimism(
+    trials: Sequence[Trial], metric: Metric, candidates: Sequence[Trained]
+) -> dict[str, Any]:
+    """What the best of many trials scored on the validation rows, and what was chosen again.
+
+    The best of many is chosen for its luck, too, with the seed and with these rows. What is left of
+    it with other seeds, and then on the test rows, shows how much that was.
+    """
+    best = finished(trials, metric)[0]
+    return {
+        "trials": len(trials),
+        "best_validation": best["history"][-1][metric],
+        "again_validation": [one.validation for one in candidates],
+    }
 
 
 def _over_seeds(

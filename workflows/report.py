@@ -138,6 +138,7 @@ def _task(name: str, finished: Mapping[str, Finished]) -> dict[str, Any]:
     if final := finished.get(f"{name}.final"):
         result = json.loads((final.output / "final.json").read_text(encoding="utf-8"))
         found |= {"result": result, "scores": scores(result), "metric": result["metric"]}
+        found["again_test"] = fmean(s[result["metric"]] for s in result["seeds"]["pretrained"])
         found["scores_chart"] = _scores_chart(found["scores"], result["metric"])
         found["fractions"] = fractions(result)
         if found["fractions"]:

@@ -13,6 +13,7 @@ from workflows import corpora, final, pretraining
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
+from workflows.openings import open_test
 from workflows.pipeline import (
     BaseSpec,
     DataSpec,
@@ -148,6 +149,12 @@ def promote(context: StageContext) -> Facts:
         # The same rows for both: the champion may have been tested on another split.
         test = task_data.load(context.input("data"), task_data.TEST)
         folder = store.verified(champion)
+        open_test(
+            context.run.paths.storage,
+            context.step.inputs["data"].fingerprint,
+            step=context.step.name,
+            run=context.run.paths.run_id,
+        )
         scores, _ = finetune.evaluate(folder, spec.task, test)
         incumbent = Evaluation(str(champion), scores[spec.task.metric])
     challenger = Evaluation("the new model", result["test"][spec.task.metric])

@@ -24,6 +24,7 @@ PLUMBING = {
     "cluster.logs": "where prints go",
     "cluster.schema": "what schemas share",
     "workflows.artifacts": "where outputs are kept",
+    "workflows.openings": "how often somebody looked, which changes nothing",
     "workflows.storage": "where everything is kept",
     "workflows.config": "counted by its values, in the step's spec",
     "workflows.execution": "what every stage is given",
