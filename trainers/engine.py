@@ -193,6 +193,10 @@ class PlainEngine:
         self._scaler.step(self._optimizer)
         self._scaler.update()
 
+    def forget_gradients(self) -> None:
+        """Of a step that failed: it may be done again."""
+        self._optimizer.zero_grad(set_to_none=True)
+
     def mean(self, value: Tensor) -> float:
         """The value itself: there is one rank."""
         return float(value)

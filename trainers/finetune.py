@@ -1,5 +1,6 @@
 """Supervised fine-tuning of one task: the slot a search runs, and single trainings."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from trainers import loop, methods, model, optim, pairs, schedules, task_data, tokenizer
+from trainers import loop, memory, methods, model, optim, pairs, schedules, task_data, tokenizer
 from trainers.engine import PlainEngine
+from trainers.errors import OutOfMemoryError
 from trainers.predict import Predictor
 from trainers.pretrain_config import ScheduleConfig
 from trainers.segments import Batch
@@ -21,10 +23,14 @@ from trainers.task_config import Hyperparameters, TaskConfig
 from trainers.task_types import TaskType, type_of
 from trainers.task_types.base import Encoded, Examples, Prediction, TextType, collate
 
+logger = logging.getLogger(__name__)
+
 _BATCHES_SORTED_TOGETHER = 20
 _BETAS = (0.9, 0.98)
 _GRADIENT_CLIPPING = 1.0
 _STATE = "trial.pt"
+_SHARE = "share"
+"""Key of a micro-batch's part in the loss of its batch."""
 
 ADAPTER = "adapter"
 """Folder of what LoRA trained, beside the model it is merged into."""
@@ -162,6 +168,7 @@ class FineTuning:
             peak=settings.learning_rate,
             total_steps=settings.epochs * self._steps_per_epoch,
         )
+        self._micro_batch_size = settings.batch_size
         self.epoch = 0
 
     def step(self) -> dict[str, float]:
@@ -176,16 +183,56 @@ class FineTuning:
         order = batches_by_length(inputs.train, settings.batch_size, generator)
         first = self.epoch * self._steps_per_epoch
         losses: list[Tensor] = []
-        loop.train(
-            self._engine,
-            lambda step: [self._training_batch(order[step - first], generator)],
-            steps=range(first, first + len(order)),
-            learning_rate=self._learning_rate,
-            seed=settings.seed,
-            after_step=lambda _, result: losses.append(result.loss),
-        )
+        made: dict[int, Batch] = {}
+
+        def read(step: int) -> list[Batch]:
+            if step not in made:  # else it is done again, with the same tokens hidden
+                made.clear()
+                made[step] = self._training_batch(order[step - first], generator)
+            return self._micro_batches(made[step])
+
+        while len(losses) < len(order):
+            try:
+                with memory.exhaustion_told_apart():
+                    loop.train(
+                        self._engine,
+                        read,
+                        steps=range(first + len(losses), first + len(order)),
+                        learning_rate=self._learning_rate,
+                        seed=settings.seed,
+                        after_step=lambda _, result: losses.append(result.loss),
+                    )
+            except OutOfMemoryError as error:
+                self._halve_micro_batches(error)
         self.epoch += 1
         return float(torch.stack(losses).mean())
+
+    def _halve_micro_batches(self, error: OutOfMemoryError) -> None:
+        """Do the step that failed again in smaller parts, and all behind it; the batch stays."""
+        if self._micro_batch_size == 1:
+            raise error
+        self._micro_batch_size = (self._micro_batch_size + 1) // 2
+        self._engine.forget_gradients()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning("%s; going on with micro-batches of %d", error, self._micro_batch_size)
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        """A batch in parts that count in the mean as much as they hold of what the loss counts."""
+        size, rows = self._micro_batch_size, len(batch["input_ids"])
+        if rows <= size:
+            return [batch]
+        parts = [
+            {name: tensor[start : start + size] for name, tensor in batch.items()}
+            for start in range(0, rows, size)
+        ]
+        kind, weights = self._inputs.kind, self._class_weights
+        masses = [kind.mass(part["labels"], weights) for part in parts]
+        whole = sum(masses)
+        for part, mass in zip(parts, masses, strict=True):
+            # Of the whole; the engine takes the mean over the parts.
+            part[_SHARE] = torch.tensor(mass / whole * len(parts) if whole else 1.0)
+        return parts
 
     def validate(self) -> dict[str, float]:
         """Metrics on the validation rows."""
@@ -217,14 +264,18 @@ class FineTuning:
         model.export(directory, self.model, self.weights, loaded)
 
     def _loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        labels = batch["labels"]
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        inputs = dict(batch)
+        labels, share = inputs.pop("labels"), inputs.pop(_SHARE, None)
+        loss = self._loss_of_batch(module, inputs, labels)
+        return loss if share is None else loss * share
+
+    def _loss_of_batch(self, module: nn.Module, inputs: Batch, labels: Tensor) -> Tensor:
         if not self._uses_prefixes:
             return self._loss_of(self._inputs.kind.logits(module(**inputs), inputs), labels)
         # Each position's features are those of a prefix, the last real one's of the whole text.
         network: Any = module
         logits = network.score(network.base_model(**inputs).last_hidden_state)
-        mask = batch["attention_mask"].bool()
+        mask = inputs["attention_mask"].bool()
         whole = logits[torch.arange(len(logits), device=logits.device), mask.sum(1) - 1]
         rows, _ = mask.nonzero(as_tuple=True)
         prefixes = self._loss_of(logits[mask], labels[rows])

@@ -130,6 +130,10 @@ class TaskType(ABC):
     ) -> Tensor:
         """Of rows, or tokens, with logits of shape (..., labels); the mean."""
 
+    def mass(self, targets: Tensor, weights: Tensor | None) -> float:
+        """What the mean in `loss` divides by: the number of rows."""
+        return float(len(targets))
+
     @abstractmethod
     def answers(
         self, network: PreTrainedModel, rows: Encoded, tokenizer: PreTrainedTokenizerBase
@@ -205,6 +209,11 @@ class TextType(OnePass):
     @abstractmethod
     def target(self, label: Any) -> NDArray[Any]:
         """A label as what the loss takes."""
+
+
+def labelled(targets: Tensor) -> float:
+    """Number of tokens with a label."""
+    return float((targets != IGNORED_LABEL).sum())
 
 
 def with_labels(network: Network, names: Sequence[str], problem: str | None) -> dict[str, Any]:

@@ -70,6 +70,10 @@ class Classification(TextType):
         balanced = {name: len(labels) / (len(counts) * count) for name, count in counts.items()}
         return stated_weights(self, balanced)
 
+    def mass(self, targets: Tensor, weights: Tensor | None) -> float:
+        """The rows' weights together."""
+        return float(len(targets) if weights is None else weights[targets.to(weights.device)].sum())
+
     def loss(
         self, logits: Tensor, targets: Tensor, *, smoothing: float, weights: Tensor | None
     ) -> Tensor:

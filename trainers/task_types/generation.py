@@ -23,11 +23,12 @@ from trainers.task_types.base import (
     Prediction,
     TaskType,
     collate,
+    labelled,
     require_text,
     without_labels,
 )
 
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 16
 
 
 class Prompts(Encoded):
@@ -101,6 +102,10 @@ class Generation(TaskType):
             ignore_index=IGNORED_LABEL,
             label_smoothing=smoothing,
         )
+
+    def mass(self, targets: Tensor, weights: Tensor | None) -> float:
+        """The number of tokens with a label."""
+        return labelled(targets)
 
     @torch.no_grad()
     def answers(

@@ -22,6 +22,7 @@ from trainers.task_types.base import (
     OnePass,
     Prediction,
     at_least_two,
+    labelled,
     with_labels,
 )
 
@@ -106,6 +107,10 @@ class TokenClassification(OnePass):
             ignore_index=IGNORED_LABEL,
             label_smoothing=smoothing,
         )
+
+    def mass(self, targets: Tensor, weights: Tensor | None) -> float:
+        """The number of tokens with a label."""
+        return labelled(targets)
 
     def activate(self, logits: Tensor) -> Tensor:
         """Probabilities."""

@@ -1,0 +1,116 @@
+"""A trial that runs out of memory goes on in smaller parts of the same batches."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_answers import prepared as prepared_answers
+from test_answers import replies, task_of
+from test_finetune import make_task
+from worlds import trained_base
+
+from trainers import finetune
+from trainers.errors import OutOfMemoryError
+from trainers.finetune import FineTuning, TaskInputs
+from trainers.task_config import TaskConfig
+
+SETTINGS = {"learning_rate": 0.01, "epochs": 2, "dropout": 0.0, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_base(tmp_path_factory.mktemp("base"))
+
+
+def inputs_of(task: TaskConfig, base: Path, data: Path) -> TaskInputs:
+    return finetune.task_inputs(task, base, data, threads=1, use_gpu=False)
+
+
+def with_room_for(slot: FineTuning, rows: int) -> list[int]:
+    """Let training fail with more rows at once; the sizes that were tried."""
+    tried: list[int] = []
+
+    def check(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        if module.training:
+            tried.append(len(kwargs["input_ids"]))
+            if tried[-1] > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    slot.model.register_forward_pre_hook(check, with_kwargs=True)
+    return tried
+
+
+def trained(inputs: TaskInputs, rows: int | None, **settings: Any) -> tuple[FineTuning, list[int]]:
+    slot = FineTuning(inputs)
+    slot.start({**SETTINGS, **settings})
+    tried = with_room_for(slot, rows) if rows else []
+    while not slot.is_finished:
+        slot.train_epoch()
+    return slot, tried
+
+
+def classes(folder: Path) -> tuple[TaskConfig, Path]:
+    return make_task(folder, "classification")
+
+
+def weighted(folder: Path) -> tuple[TaskConfig, Path]:
+    task, data = make_task(folder, "classification")
+    return task.model_copy(update={"class_weights": {"good": 5.0, "bad": 0.5}}), data
+
+
+def words(folder: Path) -> tuple[TaskConfig, Path]:
+    return make_task(folder, "token_classification")
+
+
+def written(folder: Path) -> tuple[TaskConfig, Path]:
+    task = task_of("generation", "loss")
+    return task, prepared_answers(folder, task, replies(60))
+
+
+@pytest.mark.parametrize("make", [classes, weighted, words, written])
+def test_smaller_parts_of_the_same_batches_give_the_same_weights(
+    base: Path, tmp_path: Path, make: Callable[[Path], tuple[TaskConfig, Path]]
+) -> None:
+    inputs = inputs_of(*((task := make(tmp_path))[0], base, task[1]))
+    plain, _ = trained(inputs, None, token_dropout=0.2)
+    pressed, tried = trained(inputs, 5, token_dropout=0.2)
+    done = [size for size in tried if size <= 5]
+    assert sorted(set(tried) - set(done)) == [8, 16]
+    assert sum(done) == 2 * len(inputs.train)
+    for name, weight in plain.weights.items():
+        # In the mean: where a gradient is nearly nothing, AdamW makes much of its last digits.
+        assert (weight - pressed.weights[name]).abs().mean() < 5e-6, name
+
+
+def test_one_row_that_does_not_fit_ends_the_trial(base: Path, tmp_path: Path) -> None:
+    task, data = classes(tmp_path)
+    slot = FineTuning(inputs_of(task, base, data))
+    slot.start(SETTINGS)
+    tried = with_room_for(slot, 0)
+    with pytest.raises(OutOfMemoryError, match="Tried to allocate 2"):
+        slot.train_epoch()
+    assert tried == [16, 8, 4, 2, 1]
+
+
+def test_the_next_configuration_begins_with_whole_batches(base: Path, tmp_path: Path) -> None:
+    task, data = classes(tmp_path)
+    slot, _ = trained(inputs_of(task, base, data), 5)
+    slot.start(SETTINGS)
+    tried = with_room_for(slot, 16)
+    slot.train_epoch()
+    assert tried[0] == 16
+
+
+def test_other_errors_are_not_taken_for_it(base: Path, tmp_path: Path) -> None:
+    task, data = classes(tmp_path)
+    slot = FineTuning(inputs_of(task, base, data))
+    slot.start(SETTINGS)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no kernel")
+
+    slot.model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        slot.train_epoch()
