@@ -1,5 +1,6 @@
 """Where things run and how hyperparameters are searched. Pure schemas: no Ray, fast to load."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -174,11 +175,14 @@ class SearchConfig(Schema):
     seed: int = 0
     """Of the searcher."""
 
-    def points(self) -> list[Point]:
+    warm_start: list[str] = []
+    """Tasks whose best configurations are tried first; this search waits for theirs."""
+
+    def points(self, first: Sequence[Point] = ()) -> list[Point]:
         """What `grid` and `random` try, in this order; more random trials begin with the same."""
         if self.searcher == "grid":
             return grid(self.space)
-        return drawn(self.space, self.trials, self.seed)
+        return drawn(self.space, self.trials, self.seed, first)
 
     @model_validator(mode="before")
     @classmethod
@@ -200,6 +204,8 @@ class SearchConfig(Schema):
             if branch and name in self.space:
                 raise ValueError(f"space.{place}: {name} stands beside the choices, too; drop one")
         if self.searcher == "grid":
+            if self.warm_start:
+                raise ValueError("warm_start goes with searcher: random or tpe; grid tries all")
             self._check_grid()
         return self
 

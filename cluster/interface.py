@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from cluster.config import GangConfig, SearchConfig, WorkerConfig
+from cluster.space import Point
 
 Metrics = Mapping[str, float]
 
@@ -80,6 +81,23 @@ class SearchPlan:
     """Trials at once."""
     lower_is_better: bool = False
     """Of the metric."""
+    earlier: Sequence["TrialResult"] = ()
+    """Of the same search with fewer trials: they are not run again, and are all remembered."""
+    first: Sequence[Point] = ()
+    """Tried first, in so far as the space can take them."""
+
+    def points(self) -> list[Point]:
+        """What `grid` and `random` have yet to try, in this order."""
+        left = self.search.points(self.first)
+        for trial in self.earlier:
+            if trial.hyperparameters in left:
+                left.remove(trial.hyperparameters)
+        return left[: self.trials]
+
+    @property
+    def trials(self) -> int:
+        """Number of trials that are yet to be run."""
+        return max(0, self.search.trials - len(self.earlier))
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,8 @@ class LocalCluster:
     ) -> list[TrialResult]:
         """One trial after another, each to its end."""
         slot = trial(shared)
-        results = []
-        for number, point in enumerate(plan.search.points()):
+        results = list(plan.earlier)
+        for number, point in enumerate(plan.points(), start=len(results)):
             trial_id, history, error = f"{number:05d}", [], None
             try:
                 slot.start(point)

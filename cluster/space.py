@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, RootModel, ValidationError, model_validator
@@ -126,15 +126,54 @@ def point(space: Space, pick: Callable[[str, Dimension], Any]) -> Point:
     return found
 
 
-def drawn(space: Space, number: int, seed: int) -> list[Point]:
-    """Random points; more of them begin with the same."""
+def drawn(space: Space, number: int, seed: int, first: Sequence[Point] = ()) -> list[Point]:
+    """Random points; more of them begin with the same.
+
+    Args:
+        space: of the search.
+        number: of points.
+        seed: of the generator.
+        first: the first points have what these have that the space can take.
+    """
     generator = random.Random(seed)
+    found = []
+    for place in range(number):
+        known = taken(space, first[place]) if place < len(first) else {}
 
-    def pick(_name: str, dimension: Dimension) -> Any:
-        is_open = isinstance(dimension, Range | list)
-        return at(dimension, generator.random()) if is_open else dimension
+        def pick(name: str, dimension: Dimension, known: Point = known) -> Any:
+            is_open = isinstance(dimension, Range | list)
+            value = at(dimension, generator.random()) if is_open else dimension
+            return known.get(name, value)
 
-    return [point(space, pick) for _ in range(number)]
+        found.append(point(space, pick))
+    return found
+
+
+def taken(space: Space, other: Point) -> Point:
+    """What a space can take of a point of another: values by the names that `point` tells."""
+    found: Point = {}
+    for place, name, dimension, branch in dimensions(space):
+        if name in other and all(other.get(key) == choice for key, choice in branch.items()):
+            value = _nearest(dimension, other[name])
+            if value is not None:
+                found[place] = value
+    return found
+
+
+def _nearest(dimension: Dimension, value: Any) -> Any:
+    """A value as the dimension has it; None where it has none like it."""
+    match dimension:
+        case Range():
+            low, high = dimension.bounds
+            if not isinstance(value, int | float) or not low <= value <= high:
+                return None
+            if dimension.quniform is not None:
+                step = dimension.quniform[2]
+                return stepped(low, step, round((value - low) / step))
+            return round(value) if dimension.randint is not None else value
+        case list():
+            return value if value in dimension else None
+    return None  # it has one value, which nobody chooses
 
 
 def at(dimension: Dimension, share: float) -> Any:

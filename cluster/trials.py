@@ -6,7 +6,6 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,12 @@ from ray.tune import (
     TuneConfig,
     Tuner,
 )
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
-from ray.tune.search import (
-    BasicVariantGenerator,
-    ConcurrencyLimiter,
-    SearchAlgorithm,
-    Searcher,
-)
-from ray.tune.search.optuna import OptunaSearch
 
-from cluster import space
-from cluster.config import SearchConfig
+from cluster import searchers
 from cluster.interface import Metrics, SearchPlan, Trial, TrialResult
 from cluster.logs import redirected
+from cluster.searchers import EPOCH, POINT, SCORE, WORST_SCORE
 from cluster.snapshots import is_left_whole
-from cluster.space import Dimension, Range, Space
 
 Listener = Callable[[str, Metrics], None]
 """Is told a trial and its metrics after each epoch."""
@@ -48,15 +33,9 @@ Listener = Callable[[str, Metrics], None]
 EXPERIMENT = "search"
 _HISTORIES = "histories"
 
-# Keys of ours in Tune's result dictionaries.
-_SCORE = "score"
+# Keys of ours in Tune's result dictionaries, beside those of `searchers`.
 _ERROR = "error"
 _FINISHED = "finished"
-_EPOCH = "training_iteration"
-_POINT = "point"
-"""The key of a trial's hyperparameters in Tune's configuration."""
-# What the scheduler and searcher see instead of NaN: Tune's ASHA never stops a NaN trial.
-_WORST_SCORE = -1e9
 
 
 class TrialSlot(tune.Trainable):  # type: ignore[misc]
@@ -77,7 +56,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
         self._failure: str | None = None
         with redirected(self._log):
             self._trial = factory(shared)
-        self._start(config[_POINT])
+        self._start(config[POINT])
 
     def step(self) -> dict[str, Any]:
         """Train one epoch."""
@@ -91,7 +70,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
         finished = not failed and self._trial.is_finished
         return {
             "metrics": metrics,
-            _SCORE: _WORST_SCORE if failed else score,
+            SCORE: WORST_SCORE if failed else score,
             _ERROR: self._failure,
             _FINISHED: finished,
             "done": failed or finished,
@@ -118,11 +97,11 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
             with redirected(self._log):
                 traceback.print_exc()
             self._iteration = 0
-            self._start(self.config[_POINT])
+            self._start(self.config[POINT])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next configuration in the same process."""
-        self._start(new_config[_POINT])
+        self._start(new_config[POINT])
         return True
 
     def _start(self, hyperparameters: Mapping[str, Any]) -> None:
@@ -156,7 +135,7 @@ class _ForwardResults(Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """Called by Tune after each epoch of each trial."""
-        _listener.get()(trial.trial_id, {"epoch": result[_EPOCH], **result["metrics"]})
+        _listener.get()(trial.trial_id, {"epoch": result[EPOCH], **result["metrics"]})
 
 
 def run(
@@ -181,7 +160,8 @@ def run(
         ),
         {"cpu": plan.worker.cpus, "gpu": plan.worker.gpus},
     )
-    search = plan.search
+    if not plan.trials:
+        return list(plan.earlier)
     experiment = f"{directory}/{EXPERIMENT}"
     # Tune would add CSV, JSON and TensorBoard writers to every trial.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -192,15 +172,13 @@ def run(
     else:
         tuner = Tuner(
             trainable,
-            param_space=_space(search),
+            param_space=searchers.param_space(plan),
             tune_config=TuneConfig(
-                metric=_SCORE,
-                mode="max",
-                num_samples=search.trials if search.searcher == "tpe" else 1,
-                search_alg=_searcher(search, plan.slots),
-                scheduler=_scheduler(search, plan.max_epochs),
+                num_samples=plan.trials if plan.search.searcher == "tpe" else 1,
+                search_alg=searchers.searcher(plan),
+                scheduler=searchers.scheduler(plan),
                 reuse_actors=True,
-                time_budget_s=search.max_hours and search.max_hours * 3600,
+                time_budget_s=plan.search.max_hours and plan.search.max_hours * 3600,
             ),
             run_config=RunConfig(
                 name=EXPERIMENT,
@@ -214,65 +192,9 @@ def run(
     histories = _Histories(f"{directory}/{_HISTORIES}")
     token = _listener.set(histories.recording(on_result))
     try:
-        return _results(tuner.fit(), histories)
+        return [*plan.earlier, *_results(tuner.fit(), histories)]
     finally:
         _listener.reset(token)
-
-
-def _space(search: SearchConfig) -> dict[str, Any]:
-    """What Tune itself draws from: which of the points, or nothing, where the searcher does."""
-    return {} if search.searcher == "tpe" else {_POINT: tune.grid_search(search.points())}
-
-
-def _searcher(search: SearchConfig, slots: int) -> Searcher | SearchAlgorithm:
-    if search.searcher == "tpe":
-        searcher = OptunaSearch(
-            _Suggestions(search.space), metric=_SCORE, mode="max", seed=search.seed
-        )
-        return ConcurrencyLimiter(searcher, max_concurrent=slots)
-    return BasicVariantGenerator(random_state=search.seed, max_concurrent=slots)
-
-
-@dataclass(frozen=True)
-class _Suggestions:
-    """A search space as Optuna asks for it: one value after another, of the branch it is in."""
-
-    space: Space
-
-    def __call__(self, trial: Any) -> dict[str, Any]:
-        """A point that the sampler suggests."""
-
-        def pick(name: str, dimension: Dimension) -> Any:
-            match dimension:
-                case Range(uniform=(low, high)):
-                    return trial.suggest_float(name, low, high)
-                case Range(loguniform=(low, high)):
-                    return trial.suggest_float(name, low, high, log=True)
-                case Range(quniform=(low, _, step)):
-                    number = trial.suggest_int(name, 0, space.steps(dimension) - 1)
-                    return space.stepped(low, step, number)
-                case Range(randint=(low, high)):
-                    return trial.suggest_int(name, low, high)
-                case list():
-                    return trial.suggest_categorical(name, dimension)
-            return dimension
-
-        return {_POINT: space.point(self.space, pick)}
-
-
-def _scheduler(search: SearchConfig, max_epochs: int) -> TrialScheduler:
-    match search.scheduler:
-        case "none":
-            return FIFOScheduler()
-        case "median":
-            return MedianStoppingRule(time_attr=_EPOCH, grace_period=search.grace_epochs)
-        case "asha":
-            return ASHAScheduler(
-                time_attr=_EPOCH,
-                max_t=max_epochs,
-                grace_period=min(search.grace_epochs, max_epochs),
-                reduction_factor=search.reduction_factor,
-            )
 
 
 def _results(grid: ResultGrid, histories: "_Histories") -> list[TrialResult]:
@@ -286,7 +208,7 @@ def _results(grid: ResultGrid, histories: "_Histories") -> list[TrialResult]:
         results.append(
             TrialResult(
                 trial_id=trial.trial_id,
-                hyperparameters=dict(trial.config[_POINT]),
+                hyperparameters=dict(trial.config[POINT]),
                 status="failed" if error else "finished" if finished else "stopped",
                 history=histories.of(trial.trial_id),
                 error=error,

@@ -41,6 +41,7 @@ from workflows.progress import RunView, clock
 from workflows.runner import RunResult
 from workflows.session import Session
 from workflows.storage import Storage, StorageError
+from workflows.suggestions import suggestion
 
 app = typer.Typer(
     help="Pretrain once, tune for everything, promote what is proved.",
@@ -136,8 +137,48 @@ def run(
     Example: `pretune run examples/demo.yaml`
     """
     opened = _open(pipeline, overrides)
+    _run_to_the_end(opened, _selection(only, from_, force), fail_fast=fail_fast, as_json=as_json)
+
+
+@app.command()
+def extend(
+    pipeline: PipelineFile,
+    task: Annotated[str, typer.Argument(help="The task, as the pipeline file names it.")],
+    trials: Annotated[str, typer.Option(metavar="+N", help="Trials more than there are.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a finished search: more trials, which know of all there were.
+
+    What follows from the search runs anew: the final training, promotion, the report. The file
+    stays as it is; with as many `search.trials` in it, `pretune run` reuses all of this.
+
+    Example: `pretune extend examples/demo.yaml sentiment --trials +20`
+    """
+    from workflows import tuning  # loads torch
+
+    opened = _open(pipeline, overrides)
+    if task not in opened.config.tasks:
+        raise usage_error(f"no task {task!r}{suggestion(task, opened.config.tasks)}")
+    if not trials.removeprefix("+").isdigit() or not int(trials):
+        raise usage_error(f"--trials {trials}: expected a number of further trials, such as +20")
+    step = next(step for step in opened.steps if step.name == f"{task}.tune")
+    finished = tuning.longest(opened.artifacts, step)
+    if finished is None:
+        raise usage_error(f"{step.name} has no finished search yet; run the pipeline first")
+    number = finished.facts["trials"] + int(trials)
     console = Console(stderr=True) if as_json else out
-    planned = opened.plan(_selection(only, from_, force))
+    console.print(f"{task}: from {finished.facts['trials']} to {number} trials", highlight=False)
+    longer = _open(pipeline, [*(overrides or ()), f"tasks.{task}.search.trials={number}"])
+    _run_to_the_end(longer, Selection(), fail_fast=False, as_json=as_json)
+
+
+def _run_to_the_end(
+    opened: Session, selection: Selection, *, fail_fast: bool, as_json: bool
+) -> None:
+    """Run what is selected, tell what came of it, exit with a code that says so."""
+    console = Console(stderr=True) if as_json else out
+    planned = opened.plan(selection)
     if planned.missing:
         name, missing = next(iter(planned.missing.items()))
         raise usage_error(f"{name} needs {', '.join(missing)}; run them first, or leave --only out")

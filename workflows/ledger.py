@@ -8,7 +8,7 @@ number is the fencing token.
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workflows import failpoints, storage
 from workflows.leases import Owner
-from workflows.steps import Identified
+from workflows.steps import Identified, StepRef
 from workflows.storage import Storage, StorageError
 
 logger = logging.getLogger(__name__)
@@ -201,6 +201,17 @@ class Ledger:
             for name in self._storage.names(f"{folder}/{kind}"):
                 if name.startswith(f"{stem}."):
                     self._storage.delete(f"{folder}/{kind}/{name}")
+
+    def commits(self, kind: str) -> Iterator[Record]:
+        """The newest result of every step of a kind; what cannot be read is left out."""
+        for stem, numbers in self.logs(kind).items():
+            for number in reversed(numbers):
+                entry = None
+                with contextlib.suppress(DamagedEntryError):
+                    entry = self._entry(StepRef(kind, kind, stem), number)
+                if isinstance(entry, Record):
+                    yield entry
+                    break
 
     def kinds(self) -> list[str]:
         """Kinds of steps that have a log."""

@@ -33,6 +33,10 @@ STAGE_VERSIONS = {
 }
 
 
+WARM_START = "warm_start."
+"""What inputs of `tune` are called that are other tasks' searches."""
+
+
 class DataSpec(Schema):
     """What `data` knows."""
 
@@ -256,7 +260,7 @@ def _task_drafts(config: PipelineConfig, name: str) -> list[_Draft]:
             f"{name}.tune",
             "tune",
             TuneSpec(task=task, search=of.search, max_epochs=of.max_epochs),
-            inputs,
+            inputs | {f"{WARM_START}{other}": f"{other}.tune" for other in of.search.warm_start},
         ),
         _Draft(
             f"{name}.final",
@@ -301,6 +305,13 @@ def _check_inputs(config: PipelineConfig, drafts: Mapping[str, _Draft]) -> None:
         for n, source in enumerate(config.corpus.sources if config.corpus else ())
         if source.step
     ]
+    for name, task in config.tasks.items():
+        for other in task.search.warm_start:
+            if other not in config.tasks:
+                raise ConfigError(
+                    f"tasks.{name}.search.warm_start: no task {other!r}"
+                    f"{suggestion(other, config.tasks)}"
+                )
     named += [("cluster.steps", name) for name in config.cluster.steps]
     for place, name in named:
         if name not in drafts:

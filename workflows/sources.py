@@ -23,10 +23,11 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("workflows.pretraining:run",),
     "base": ("workflows.stages:take_base",),
     "tune": (
-        "workflows.stages:tune",
+        "workflows.tuning:run",
         "workflows.final:finished",
         "workflows.final:TRIALS",
         "cluster.trials",
+        "cluster.searchers",
         "cluster.snapshots",
         "cluster.space",
     ),

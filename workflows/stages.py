@@ -2,14 +2,11 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
-from cluster import capacity
-from cluster.interface import SearchPlan
 from trainers import bases, corpus, finetune, task_data, tokenizer, tokens
 from trainers.task_types import class_of
-from workflows import corpora, final, pretraining
+from workflows import corpora, final, pretraining, tuning
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
@@ -21,14 +18,11 @@ from workflows.pipeline import (
     SummarySpec,
     TokenizerSpec,
     TokensSpec,
-    TuneSpec,
 )
 from workflows.promotion import Evaluation, Promote, decide
 from workflows.shards import Shards
 
 Facts = Mapping[str, Any]
-
-_RAY = "ray"
 
 
 def prepare_data(context: StageContext) -> Facts:
@@ -98,44 +92,6 @@ def take_base(context: StageContext) -> Facts:
     store = ModelStore(context.run.paths.storage)
     version = store.resolve(base.store)
     return {"version": base.store, **bases.take_in(store.verified(version), context.output)}
-
-
-def tune(context: StageContext) -> Facts:
-    """The trials of a task's search."""
-    spec, worker = context.spec(TuneSpec), context.run.execution.trials
-    attempt, cluster = context.attempt, context.run.cluster
-    attempt.go_on_with(_RAY)
-    results = cluster.run_trials(
-        finetune.FineTuning,
-        finetune.task_inputs(
-            spec.task,
-            context.input("base"),
-            context.input("data"),
-            threads=worker.cpus,
-            use_gpu=bool(worker.gpus),
-        ),
-        SearchPlan(
-            spec.search,
-            worker,
-            metric=spec.task.metric,
-            lower_is_better=spec.task.lower_is_better,
-            max_epochs=spec.max_epochs,
-            slots=capacity.trials_at_once(cluster.capacity(), worker, context.run.searches),
-        ),
-        directory=f"{attempt.shared_work}/{_RAY}",
-        log=context.log,
-        on_result=context.progress.of_trial,
-    )
-    trials = [asdict(result) for result in results]
-    (context.output / final.TRIALS).write_text(json.dumps(trials, indent=1), encoding="utf-8")
-    best = final.finished(trials, spec.task.metric)[0]
-    return {
-        "trials": len(results),
-        "failed": sum(result.status == "failed" for result in results),
-        "stopped": sum(result.status == "stopped" for result in results),
-        "best": best["hyperparameters"],
-        "best_validation": best["history"][-1][spec.task.metric],
-    }
 
 
 def promote(context: StageContext) -> Facts:
@@ -226,7 +182,7 @@ STAGES: Mapping[str, Callable[[StageContext], Facts]] = {
     "tokens": pack_tokens,
     "pretrain": pretraining.run,
     "base": take_base,
-    "tune": tune,
+    "tune": tuning.run,
     "final": final.run,
     "promote": promote,
     "report": write_report,

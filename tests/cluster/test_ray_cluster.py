@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -119,14 +119,18 @@ def test_gang_ends_when_a_rank_raises(cluster: RayCluster, tmp_path: Path) -> No
 
 
 def search(
-    cluster: RayCluster, folder: Path, config: SearchConfig, directory: str = "search"
+    cluster: RayCluster,
+    folder: Path,
+    config: SearchConfig,
+    directory: str = "search",
+    earlier: Sequence[TrialResult] = (),
 ) -> tuple[list[TrialResult], list[Metrics], list[str]]:
     reports: list[Metrics] = []
     starts = folder / "starts"
     results = cluster.run_trials(
         ToyTrial,
         {"starts": starts, "marker": folder / "died"},
-        SearchPlan(config, ONE, metric="score", max_epochs=4, slots=1),
+        SearchPlan(config, ONE, metric="score", max_epochs=4, slots=1, earlier=earlier),
         directory=str(folder / directory),
         log=folder / "log",
         on_result=lambda trial, metrics: reports.append(metrics),
@@ -209,6 +213,32 @@ def test_trials_have_the_hyperparameters_of_their_branch_alone(
         is_a = point["kind"] == "a"
         assert set(point) == {"kind", "epochs", "x"} | (set() if is_a else {"y"})
         assert 1.0 <= point["x"] <= 2.0 if is_a else point["x"] == 5
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe"])
+def test_search_goes_on_from_one_with_fewer_trials(
+    cluster: RayCluster, tmp_path: Path, searcher: Literal["random", "tpe"]
+) -> None:
+    few = SearchConfig(
+        trials=3,
+        searcher=searcher,
+        scheduler="asha",
+        space={"x": Range(uniform=(1.0, 9.0)), "epochs": 4},
+    )
+    earlier, _, begun = search(cluster, tmp_path, few, "few")
+    more = few.model_copy(update={"trials": 6})
+    results, _, starts = search(cluster, tmp_path, more, "more", earlier)
+    assert results[:3] == earlier
+    assert len(results) == 6
+    assert len(starts) == len(begun) + 3
+    points = [result.hyperparameters["x"] for result in results]
+    assert len(set(points)) == 6
+    if searcher == "random":
+        assert points == [point["x"] for point in more.points()]
+    again, reports, starts = search(cluster, tmp_path, more, "more", results)
+    assert again == results
+    assert reports == []
+    assert len(starts) == len(begun) + 3
 
 
 def test_search_ends_when_its_time_is_over(cluster: RayCluster, tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""Tune's searchers and schedulers for a plan, with the memory of what was tried before."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+from ray.tune.search import (
+    BasicVariantGenerator,
+    ConcurrencyLimiter,
+    SearchAlgorithm,
+    Searcher,
+)
+from ray.tune.search.optuna import OptunaSearch
+
+from cluster import space
+from cluster.interface import SearchPlan, TrialResult
+from cluster.space import Dimension, Point, Range, Space
+
+# Keys in Tune's result dictionaries.
+SCORE = "score"
+EPOCH = "training_iteration"
+POINT = "point"
+"""The key of a trial's hyperparameters in Tune's configuration."""
+# What the scheduler and searcher see instead of NaN: Tune's ASHA never stops a NaN trial.
+WORST_SCORE = -1e9
+
+_MODE = "max"
+_STUDY = "optuna"
+_SEEDS = 2**32
+_PRIME = 1_000_003
+
+
+def param_space(plan: SearchPlan) -> dict[str, Any]:
+    """What Tune itself draws from: which of the points, or nothing, where the searcher does."""
+    return {} if plan.search.searcher == "tpe" else {POINT: tune.grid_search(plan.points())}
+
+
+def searcher(plan: SearchPlan) -> Searcher | SearchAlgorithm:
+    """Chooses the points; Optuna's knows those of earlier trials, and what they scored."""
+    search = plan.search
+    if search.searcher != "tpe":
+        return BasicVariantGenerator(random_state=search.seed, max_concurrent=plan.slots)
+    suggestions = _Suggestions(search.space)
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name=_STUDY, direction="maximize")
+    for trial in plan.earlier:
+        study.add_trial(suggestions.remembered(trial.hyperparameters, _last_score(plan, trial)))
+    first = [] if plan.earlier else [suggestions.asked_for(point) for point in plan.first]
+    found = OptunaSearch(
+        suggestions,
+        metric=SCORE,
+        mode=_MODE,
+        storage=storage,
+        study_name=_STUDY,
+        points_to_evaluate=[point for point in first if point],
+        # Of the same seed it would draw the first trials' points again.
+        seed=(search.seed + _PRIME * len(plan.earlier)) % _SEEDS,
+    )
+    return ConcurrencyLimiter(found, max_concurrent=plan.slots)
+
+
+def scheduler(plan: SearchPlan) -> TrialScheduler:
+    """Stops trials early; it has seen every epoch of the earlier ones."""
+    search = plan.search
+    common = {"time_attr": EPOCH, "metric": SCORE, "mode": _MODE}
+    match search.scheduler:
+        case "none":
+            return FIFOScheduler()
+        case "median":
+            median = MedianStoppingRule(**common, grace_period=search.grace_epochs)
+            for trial, result in _seen(plan):
+                median.on_trial_complete(None, trial, result)  # which only keeps it
+            return median
+        case "asha":
+            asha = ASHAScheduler(
+                **common,
+                max_t=plan.max_epochs,
+                grace_period=min(search.grace_epochs, plan.max_epochs),
+                reduction_factor=search.reduction_factor,
+            )
+            for trial, result in _seen(plan):
+                asha.on_trial_add(None, trial)
+                asha.on_trial_result(None, trial, result)
+            return asha
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What schedulers ask of a trial that they are told of."""
+
+    trial_id: str
+
+
+def _seen(plan: SearchPlan) -> Iterator[tuple[_Seen, dict[str, Any]]]:
+    """Every epoch of earlier trials, as Tune tells it."""
+    for trial in plan.earlier:
+        for epoch, metrics in enumerate(trial.history, start=1):
+            yield _Seen(trial.trial_id), {EPOCH: epoch, SCORE: _score(plan, metrics)}
+
+
+def _score(plan: SearchPlan, metrics: dict[str, float]) -> float:
+    value = metrics.get(plan.metric, math.nan)
+    if not math.isfinite(value):
+        return WORST_SCORE
+    return -value if plan.lower_is_better else value
+
+
+def _last_score(plan: SearchPlan, trial: TrialResult) -> float:
+    failed = trial.status == "failed" or not trial.history
+    return WORST_SCORE if failed else _score(plan, trial.history[-1])
+
+
+@dataclass(frozen=True)
+class _Suggestions:
+    """A search space as Optuna asks for it: one value after another, of the branch it is in."""
+
+    space: Space
+
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        """A point that the sampler suggests."""
+
+        def pick(name: str, dimension: Dimension) -> Any:
+            match dimension:
+                case Range(uniform=(low, high)):
+                    return trial.suggest_float(name, low, high)
+                case Range(loguniform=(low, high)):
+                    return trial.suggest_float(name, low, high, log=True)
+                case Range(quniform=(low, _, step)):
+                    number = trial.suggest_int(name, 0, space.steps(dimension) - 1)
+                    return space.stepped(low, step, number)
+                case Range(randint=(low, high)):
+                    return trial.suggest_int(name, low, high)
+                case list():
+                    return trial.suggest_categorical(name, dimension)
+            return dimension
+
+        return {POINT: space.point(self.space, pick)}
+
+    def asked_for(self, other: Point) -> dict[str, Any]:
+        """What the space can take of a point, as Optuna calls it."""
+        found = space.taken(self.space, other)
+        for place, _, dimension, _ in space.dimensions(self.space):
+            if place in found and isinstance(dimension, Range) and dimension.quniform:
+                low, _, step = dimension.quniform
+                found[place] = round((found[place] - low) / step)
+        return found
+
+    def remembered(self, point: Point, score: float) -> optuna.trial.FrozenTrial:
+        """A trial of this space that was run before."""
+        fixed = optuna.trial.FixedTrial(self.asked_for(point))
+        self(fixed)
+        return optuna.trial.create_trial(
+            params=fixed.params, distributions=fixed.distributions, value=score
+        )

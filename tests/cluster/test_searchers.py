@@ -1,0 +1,124 @@
+"""What searchers and schedulers remember of earlier trials. No Ray runs here."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster import searchers, space
+from cluster.config import SearchConfig, WorkerConfig
+from cluster.interface import SearchPlan, TrialResult
+from cluster.searchers import EPOCH, SCORE
+from cluster.space import Branches, Range
+
+SPACE: dict[str, Any] = {
+    "rate": Range(loguniform=(1e-4, 1e-1)),
+    "method": Branches({"full": {"decay": [0.5, 0.9]}, "lora": {"rank": Range(randint=(1, 8))}}),
+    "share": Range(quniform=(0.0, 1.0, 0.25)),
+    "epochs": 4,
+}
+POINT = {"rate": 0.01, "method": "lora", "rank": 3, "share": 0.75, "epochs": 4}
+
+
+def plan(trials: int, earlier: list[TrialResult], **changes: Any) -> SearchPlan:
+    first = changes.pop("first", [])
+    config = SearchConfig(trials=trials, space=SPACE, **changes)
+    return SearchPlan(
+        *(config, WorkerConfig()),
+        metric="accuracy",
+        max_epochs=4,
+        slots=1,
+        earlier=earlier,
+        first=first,
+    )
+
+
+def result(name: str, point: dict[str, Any], *scores: float, status: Any = "finished") -> Any:
+    return TrialResult(name, point, status, [{"accuracy": score} for score in scores])
+
+
+def suggested(of: SearchPlan, number: int) -> list[dict[str, Any]]:
+    found: Any = searchers.searcher(of).searcher  # without the limit of trials at once
+    return [found.suggest(str(n))["point"] for n in range(number)]
+
+
+def test_a_space_takes_of_a_point_what_it_has() -> None:
+    other = {**POINT, "rate": 0.5, "share": 0.7, "decay": 0.9, "seed": 3}
+    assert space.taken(SPACE, other) == {"method": "lora", "method.lora.rank": 3, "share": 0.75}
+    assert space.taken(SPACE, {"method": "head"}) == {}
+    assert space.taken(SPACE, {"method": "full", "decay": 0.7}) == {"method": "full"}
+
+
+def test_random_points_begin_with_those_asked_for_and_move_no_others() -> None:
+    config = SearchConfig(trials=4, space=SPACE)
+    plain, asked = config.points(), config.points([POINT])
+    assert asked[0] == POINT
+    assert asked[1:] == plain[1:]
+
+
+def test_points_that_were_tried_are_not_tried_again() -> None:
+    tried = SearchConfig(trials=3, space=SPACE).points()
+    earlier = [result(str(n), point, 0.5) for n, point in enumerate(tried)]
+    more = plan(5, earlier)
+    assert more.trials == 2
+    assert tried + more.points() == SearchConfig(trials=5, space=SPACE).points()
+    assert plan(3, earlier).points() == []
+
+
+def test_tpe_begins_with_those_asked_for() -> None:
+    first, second = suggested(plan(4, [], searcher="tpe", first=[POINT, {"rate": 0.05}]), 2)
+    assert first == POINT
+    assert second["rate"] == 0.05
+    assert 0.0 <= second["share"] <= 1.0
+
+
+def test_tpe_draws_near_what_was_good_before() -> None:
+    points = SearchConfig(trials=60, space=SPACE, seed=1).points()
+    earlier = [result(str(n), point, -abs(point["share"] - 0.25)) for n, point in enumerate(points)]
+    with_memory = suggested(plan(90, earlier, searcher="tpe"), 30)
+    without = suggested(plan(30, [], searcher="tpe"), 30)
+
+    def near(found: list[dict[str, Any]]) -> int:
+        return sum(point["share"] == 0.25 for point in found)
+
+    assert near(with_memory) > 2 * near(without)
+    assert not any(point in points for point in with_memory)
+
+
+def test_tpe_takes_failures_for_the_worst() -> None:
+    failed = result("a", POINT, status="failed")
+    study = searchers.searcher(plan(2, [failed], searcher="tpe")).searcher._ot_study
+    (trial,) = study.trials
+    assert trial.value == searchers.WORST_SCORE
+    assert trial.params == {"rate": 0.01, "method": "lora", "method.lora.rank": 3, "share": 3}
+
+
+@pytest.mark.parametrize("lower_is_better", [False, True])
+def test_asha_measures_by_the_rungs_of_earlier_trials(lower_is_better: bool) -> None:
+    sign = -1 if lower_is_better else 1
+    earlier = [result(str(n), POINT, sign * 0.8, sign * 0.9) for n in range(3)]
+    config = SearchConfig(trials=9, space=SPACE, scheduler="asha")
+    known = SearchPlan(
+        *(config, WorkerConfig()),
+        metric="accuracy",
+        max_epochs=4,
+        slots=1,
+        lower_is_better=lower_is_better,
+        earlier=earlier,
+    )
+    assert first_verdict(known, 0.5) == "STOP"
+    assert first_verdict(known, 0.85) == "CONTINUE"
+    assert first_verdict(plan(9, [], scheduler="asha"), 0.5) == "CONTINUE"
+
+
+def test_median_rule_measures_by_earlier_trials() -> None:
+    earlier = [result(str(n), POINT, 0.8, 0.9, 0.9, 0.9) for n in range(3)]
+    assert first_verdict(plan(9, earlier, scheduler="median"), 0.5) == "STOP"
+    assert first_verdict(plan(9, [], scheduler="median"), 0.5) == "CONTINUE"
+
+
+def first_verdict(of: SearchPlan, score: float) -> str:
+    scheduler, trial = searchers.scheduler(of), searchers._Seen("new")
+    nobody_else: Any = SimpleNamespace(get_live_trials=list)
+    scheduler.on_trial_add(nobody_else, trial)
+    return str(scheduler.on_trial_result(nobody_else, trial, {EPOCH: 1, SCORE: score}))

@@ -1,0 +1,133 @@
+"""The step `tune`: a task's search, which goes on from a finished one with fewer trials."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cluster import capacity
+from cluster.interface import SearchPlan, TrialResult
+from trainers import finetune
+from workflows import final
+from workflows.artifacts import Artifacts, DamagedArtifactError
+from workflows.execution import StageContext
+from workflows.ledger import Record
+from workflows.pipeline import WARM_START, TuneSpec
+from workflows.steps import Step, plain
+
+_RAY = "ray"
+_EARLIER = "earlier.json"
+
+# Of a search, what says how long it goes on, and not what it tries.
+_BUDGET = {"trials", "max_hours"}
+
+
+def run(context: StageContext) -> Mapping[str, Any]:
+    """The trials of a task's search."""
+    spec, worker = context.spec(TuneSpec), context.run.execution.trials
+    attempt, cluster = context.attempt, context.run.cluster
+    attempt.go_on_with(_RAY)
+    earlier = _earlier(context)
+    results = cluster.run_trials(
+        finetune.FineTuning,
+        finetune.task_inputs(
+            spec.task,
+            context.input("base"),
+            context.input("data"),
+            threads=worker.cpus,
+            use_gpu=bool(worker.gpus),
+        ),
+        SearchPlan(
+            spec.search,
+            worker,
+            metric=spec.task.metric,
+            lower_is_better=spec.task.lower_is_better,
+            max_epochs=spec.max_epochs,
+            slots=capacity.trials_at_once(cluster.capacity(), worker, context.run.searches),
+            earlier=earlier,
+            first=_winners(context),
+        ),
+        directory=f"{attempt.shared_work}/{_RAY}",
+        log=context.log,
+        on_result=context.progress.of_trial,
+    )
+    trials = [asdict(result) for result in results]
+    (context.output / final.TRIALS).write_text(json.dumps(trials, indent=1), encoding="utf-8")
+    best = final.finished(trials, spec.task.metric)[0]
+    return {
+        "trials": len(results),
+        "of_earlier_search": len(earlier),
+        "failed": sum(result.status == "failed" for result in results),
+        "stopped": sum(result.status == "stopped" for result in results),
+        "best": best["hyperparameters"],
+        "best_validation": best["history"][-1][spec.task.metric],
+    }
+
+
+def longest(artifacts: Artifacts, step: Step, most: int | None = None) -> Record | None:
+    """The finished search that differs from a step's in its budget alone, with the most trials.
+
+    Args:
+        artifacts: of the storage.
+        step: of kind `tune`.
+        most: trials that it may have.
+    """
+    wanted = _without_budget(plain(step.spec))
+    inputs = {name: ref.fingerprint for name, ref in step.inputs.items()}
+    found = [
+        record
+        for record in artifacts.ledger.commits(step.kind)
+        if (record.version, record.inputs) == (step.version, inputs)
+        and _without_budget(record.spec) == wanted
+        and "trials" in record.facts  # what was taken in from elsewhere tells nothing
+        and (most is None or record.facts["trials"] <= most)
+    ]
+    return max(found, key=lambda record: int(record.facts["trials"]), default=None)
+
+
+def _without_budget(spec: Mapping[str, Any]) -> dict[str, Any]:
+    search = {name: value for name, value in spec["search"].items() if name not in _BUDGET}
+    return {**spec, "search": search}
+
+
+def _earlier(context: StageContext) -> Sequence[TrialResult]:
+    """Trials of a finished search that this one goes on from, the same after an interruption.
+
+    Who computes the step anew wants none of them.
+    """
+    attempt, storage = context.attempt, context.run.paths.storage
+    name = f"{attempt.name}/work/{_RAY}/{_EARLIER}"
+    if not storage.exists(name):
+        trials: list[dict[str, Any]] = []
+        most = context.spec(TuneSpec).search.trials
+        record = None
+        if not attempt.claimed.committed:
+            record = longest(context.artifacts, context.step, most)
+        if record is not None:
+            trials = _trials_of(context, record)
+        storage.write(name, json.dumps(trials).encode())
+    return [TrialResult(**trial) for trial in json.loads(storage.read(name))]
+
+
+def _trials_of(context: StageContext, record: Record) -> list[dict[str, Any]]:
+    """Trials of a finished search; none where its files are not what they were."""
+    try:
+        output = context.artifacts.verified(record)
+    except DamagedArtifactError as error:
+        context.progress.note(f"does not go on from an earlier search: {error}")
+        return []
+    trials: list[dict[str, Any]] = json.loads((output / final.TRIALS).read_text(encoding="utf-8"))
+    context.progress.note(f"goes on from {len(trials)} trials of a finished search")
+    return trials
+
+
+def _winners(context: StageContext) -> list[dict[str, Any]]:
+    """The best configurations of the tasks that `search.warm_start` names."""
+    found = []
+    for name, ref in context.step.inputs.items():
+        if name.startswith(WARM_START):
+            metric = context.records[name].spec["task"]["metric"]
+            text = (context.input(name) / final.TRIALS).read_text(encoding="utf-8")
+            found.append(final.finished(json.loads(text), metric)[0]["hyperparameters"])
+            context.progress.note(f"tries first what was best in {ref.name}")
+    return found
