@@ -364,3 +364,32 @@ def test_a_promoted_model_is_the_base_of_another_task(finished: Run, tmp_path: P
     answer = pretune("verify-resume", pipeline, folder=tmp_path)
     assert answer.returncode == 2
     assert "pretrains nothing" in answer.stderr
+
+
+def test_a_finished_search_is_gone_on_with(finished: Run, tmp_path: Path) -> None:
+    whole = tiny_pipeline(tmp_path)
+    shutil.copytree(finished.storage, tmp_path / "storage")
+    pipeline = write_pipeline(tmp_path, whole)
+
+    def trials() -> list[list[dict[str, Any]]]:
+        files = (tmp_path / "storage").glob("artifacts/tune/*/*/output/trials.json")
+        found = [json.loads(file.read_text()) for file in files]
+        of_tone = [t for t in found if "macro_f1" in t[0]["history"][0]]
+        return sorted(of_tone, key=len)
+
+    (before,) = trials()
+    answer = pretune("extend", pipeline, "tone", "--trials", "+2", "--json", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "tone: from 2 to 4 trials" in answer.stderr
+    states = json.loads(answer.stdout)["states"]
+    done = {name for name, state in states.items() if state == "done"}
+    assert done == {"tone.tune", "tone.final", "tone.promote", "track", "report"}
+    shorter, longer = trials()
+    assert shorter == before
+    assert longer[:2] == before
+    assert len({trial["trial_id"] for trial in longer}) == len(longer) == 4
+
+    raised = pretune(
+        "plan", pipeline, "--set", "tasks.tone.search.trials=4", "--json", folder=tmp_path
+    )
+    assert {step["plan"] for step in json.loads(raised.stdout)} == {"REUSE"}

@@ -17,6 +17,7 @@ COMMANDS = [
     ["plan"],
     ["run"],
     ["adopt"],
+    ["extend"],
     ["status"],
     ["stop"],
     ["gc"],
@@ -112,6 +113,25 @@ def test_what_is_not_there_is_named(tmp_path: Path, arguments: tuple[str, ...]) 
     assert answer.returncode == 2
     assert "nowhere" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "trials", "expected"),
+    [
+        ("tona", "+2", "no task 'tona'; did you mean 'tone'?"),
+        ("tone", "-2", "--trials -2: expected a number of further trials, such as +20"),
+        ("tone", "+0", "expected a number of further trials"),
+        ("tone", "+2", "tone.tune has no finished search yet; run the pipeline first"),
+    ],
+)
+def test_search_that_cannot_be_extended_is_refused(
+    tmp_path: Path, pipeline: dict[str, Any], task: str, trials: str, expected: str
+) -> None:
+    path = write_pipeline(tmp_path, pipeline)
+    answer = pretune("extend", path, task, "--trials", trials, folder=tmp_path)
+    assert answer.returncode == 2
+    assert expected in " ".join(answer.stderr.split())
+    assert not (tmp_path / "storage").exists()
 
 
 def test_empty_store_has_no_models(tmp_path: Path) -> None:

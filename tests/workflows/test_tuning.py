@@ -1,0 +1,115 @@
+"""Which finished search a longer one goes on from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_pipeline
+
+from workflows import outside
+from workflows.artifacts import Artifacts
+from workflows.config import ConfigError, load_config
+from workflows.pipeline import build_steps
+from workflows.planning import plan
+from workflows.steps import Step
+from workflows.storage import Storage
+from workflows.tuning import longest
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pipeline: dict[str, Any]) -> Path:
+    write_pipeline(tmp_path, pipeline)
+    return tmp_path
+
+
+def tune(folder: Path, *overrides: str) -> Step:
+    config = load_config(folder / "pipeline.yaml", overrides)
+    steps = build_steps(config, outside.inspect(config, folder))
+    return next(step for step in steps if step.name == "tone.tune")
+
+
+def search(**changes: Any) -> list[str]:
+    return [f"tasks.tone.search.{name}={value}" for name, value in changes.items()]
+
+
+def finish(artifacts: Artifacts, step: Step, trials: int) -> None:
+    known = artifacts.ledger.positions([step])[step.fingerprint]
+    attempt = artifacts.begin(step, known, "run", 60.0)
+    assert attempt is not None
+    (attempt.output / "trials.json").write_text("[]", encoding="utf-8")
+    assert artifacts.commit(step, attempt, {"trials": trials}, run="run")
+
+
+def test_the_longest_that_differs_in_its_budget_alone(folder: Path, storage: Storage) -> None:
+    artifacts = Artifacts(storage)
+    for trials in (2, 4, 9):
+        finish(artifacts, tune(folder, *search(trials=trials)), trials)
+    finish(artifacts, tune(folder, *search(trials=5, max_hours=1)), 5)
+    wanted = tune(folder, *search(trials=8, max_hours=2))
+    for most, expected in ((8, 5), (4, 4), (3, 2), (1, None), (None, 9)):
+        found = longest(artifacts, wanted, most)
+        assert (found.facts["trials"] if found else None) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        search(seed=1),
+        search(scheduler="none"),
+        search(searcher="tpe"),
+        search(**{"space.epochs": 3}),
+        ["tasks.tone.max_length=32"],
+        ["pretrain.seed=1"],
+        ["tasks.tone.data.split.seed=1"],
+    ],
+    ids=lambda changes: changes[0],
+)
+def test_another_search_is_not_gone_on_from(
+    folder: Path, local: Storage, changes: list[str]
+) -> None:
+    artifacts = Artifacts(local)
+    finish(artifacts, tune(folder, *changes), 2)
+    assert longest(artifacts, tune(folder, *search(trials=8))) is None
+
+
+def test_damaged_records_of_others_do_no_harm(folder: Path, local: Storage) -> None:
+    artifacts = Artifacts(local)
+    finish(artifacts, tune(folder), 2)
+    broken = tune(folder, *search(trials=3))
+    finish(artifacts, broken, 3)
+    for name in local.names("ledger/tune"):
+        if name.startswith(broken.fingerprint[:32]):
+            local.write(f"ledger/tune/{name}", b"{")
+    found = longest(artifacts, tune(folder, *search(trials=8)))
+    assert found is not None
+    assert found.facts["trials"] == 2
+
+
+def test_search_that_begins_with_others_winners_waits_for_them(folder: Path) -> None:
+    config = load_config(folder / "pipeline.yaml", search(warm_start="[places]"))
+    steps = build_steps(config, outside.inspect(config, folder))
+    names = [step.name for step in steps]
+    assert names.index("places.tune") < names.index("tone.tune")
+    found = next(step for step in steps if step.name == "tone.tune")
+    assert found.inputs["warm_start.places"].name == "places.tune"
+    assert json.dumps(list(plan(steps, Artifacts(Storage.at(folder / "s")).ledger, None).states))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (search(warm_start="[place]"), "no task 'place'; did you mean 'places'?"),
+        (search(warm_start="[tone]"), "tone.tune -> tone.tune: these steps wait for each other"),
+        (
+            [*search(searcher="grid", warm_start="[places]"), "tasks.tone.search.trials=2"],
+            "warm_start goes with searcher: random or tpe",
+        ),
+    ],
+)
+def test_what_nobody_can_begin_with_is_refused(
+    folder: Path, changes: list[str], expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tune(folder, *changes)
+    assert expected in str(caught.value)
