@@ -8,6 +8,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from cluster.schema import PositiveFloat, PositiveInt, Schema
 from cluster.space import Point, Range, Space, dimensions, drawn, grid, with_ranges
 
+_MANY = 1000
+"""Trials of a search that only its time ends."""
+
 
 class WorkerConfig(Schema):
     """What one process is given."""
@@ -147,12 +150,15 @@ class ClusterConfig(Schema):
 class SearchConfig(Schema):
     """A search over hyperparameters: which points, and which are given up early."""
 
-    trials: PositiveInt
-    """Configurations to try."""
+    trials: PositiveInt = _MANY
+    """Configurations to try; with `max_hours` alone, as many as there is time for."""
 
     max_hours: PositiveFloat | None = None
     """Then the search ends, with those trials that finished; it counts anew when a search that was
     interrupted goes on."""
+
+    least_trials: PositiveInt = 1
+    """Trials that `max_hours` waits for, until they have finished."""
 
     searcher: Literal["random", "grid", "tpe"] = "random"
     """`grid` tries all combinations of the lists in `space`; `tpe` is Optuna's tree-structured
@@ -200,6 +206,10 @@ class SearchConfig(Schema):
         ):
             if self.scheduler not in schedulers and getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name} goes with scheduler: {' or '.join(schedulers)}")
+        if self.max_hours is None and "trials" not in self.model_fields_set:
+            raise ValueError("give trials, or max_hours, or both")
+        if self.max_hours is None and self.least_trials != defaults["least_trials"]:
+            raise ValueError("least_trials goes with max_hours")
         for place, name, _, branch in dimensions(self.space):
             if branch and name in self.space:
                 raise ValueError(f"space.{place}: {name} stands beside the choices, too; drop one")

@@ -1,12 +1,14 @@
 """Tune's searchers and schedulers for a plan, with the memory of what was tried before."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from ray import tune
+from ray.tune import Stopper
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -28,6 +30,7 @@ from cluster.space import Dimension, Point, Range, Space
 # Keys in Tune's result dictionaries.
 SCORE = "score"
 EPOCH = "training_iteration"
+FINISHED = "finished"
 POINT = "point"
 """The key of a trial's hyperparameters in Tune's configuration."""
 # What the scheduler and searcher see instead of NaN: Tune's ASHA never stops a NaN trial.
@@ -98,6 +101,36 @@ class _Seen:
     """What schedulers ask of a trial that they are told of."""
 
     trial_id: str
+
+
+def stopper(plan: SearchPlan) -> Stopper | None:
+    """Ends the search when its time is over."""
+    search = plan.search
+    if search.max_hours is None:
+        return None
+    finished = sum(trial.status == "finished" for trial in plan.earlier)
+    return _Deadline(search.max_hours * 3600, search.least_trials - finished)
+
+
+class _Deadline(Stopper):  # type: ignore[misc]
+    """Ends a search when its time is over and enough trials have finished."""
+
+    def __init__(self, seconds: float, least: int) -> None:
+        self._seconds, self._least = seconds, least
+        self._ends_at: float | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self._least -= bool(result[FINISHED])
+        return False
+
+    def stop_all(self) -> bool:
+        now = time.monotonic()
+        if self._ends_at is None:  # the search has just begun
+            self._ends_at = now + self._seconds
+        return now >= self._ends_at and self._least <= 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ends_at": None}  # another process has another clock
 
 
 def _seen(plan: SearchPlan) -> Iterator[tuple[_Seen, dict[str, Any]]]:

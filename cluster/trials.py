@@ -24,7 +24,7 @@ from ray.tune import (
 from cluster import searchers
 from cluster.interface import Metrics, SearchPlan, Trial, TrialResult
 from cluster.logs import redirected
-from cluster.searchers import EPOCH, POINT, SCORE, WORST_SCORE
+from cluster.searchers import EPOCH, FINISHED, POINT, SCORE, WORST_SCORE
 from cluster.snapshots import is_left_whole
 
 Listener = Callable[[str, Metrics], None]
@@ -35,7 +35,6 @@ _HISTORIES = "histories"
 
 # Keys of ours in Tune's result dictionaries, beside those of `searchers`.
 _ERROR = "error"
-_FINISHED = "finished"
 
 
 class TrialSlot(tune.Trainable):  # type: ignore[misc]
@@ -72,7 +71,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
             "metrics": metrics,
             SCORE: WORST_SCORE if failed else score,
             _ERROR: self._failure,
-            _FINISHED: finished,
+            FINISHED: finished,
             "done": failed or finished,
         }
 
@@ -178,10 +177,10 @@ def run(
                 search_alg=searchers.searcher(plan),
                 scheduler=searchers.scheduler(plan),
                 reuse_actors=True,
-                time_budget_s=plan.search.max_hours and plan.search.max_hours * 3600,
             ),
             run_config=RunConfig(
                 name=EXPERIMENT,
+                stop=searchers.stopper(plan),
                 storage_path=directory,
                 failure_config=FailureConfig(max_failures=max_failures),
                 checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
@@ -204,7 +203,7 @@ def _results(grid: ResultGrid, histories: "_Histories") -> list[TrialResult]:
     for trial, result in zip(trials, grid, strict=True):
         last = result.metrics or {}
         error = last.get(_ERROR) or (str(result.error) if result.error else None)
-        finished = last.get(_FINISHED, False)
+        finished = last.get(FINISHED, False)
         results.append(
             TrialResult(
                 trial_id=trial.trial_id,

@@ -170,6 +170,9 @@ def extend(
     console = Console(stderr=True) if as_json else out
     console.print(f"{task}: from {finished.facts['trials']} to {number} trials", highlight=False)
     longer = _open(pipeline, [*(overrides or ()), f"tasks.{task}.search.trials={number}"])
+    allowed = longer.config.searches[task].trials
+    if allowed < number:
+        raise usage_error(f"budget.trials allows {task} {allowed} trials; raise it with --set")
     _run_to_the_end(longer, Selection(), fail_fast=False, as_json=as_json)
 
 

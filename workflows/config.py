@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, Self, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cluster.config import ClusterConfig, GangConfig, WorkerConfig
+from cluster.config import ClusterConfig, GangConfig, SearchConfig, WorkerConfig
 from trainers.config import (
     POSITION_FIELDS,
     WHERE,
@@ -20,6 +20,7 @@ from trainers.config import (
     TokenizerConfig,
 )
 from trainers.pretrain_config import PretrainConfig
+from workflows.budget import BudgetConfig
 from workflows.storage import PROTOCOLS, scheme_of
 from workflows.suggestions import suggestion
 from workflows.task_section import PipelineTask
@@ -89,6 +90,9 @@ class PipelineConfig(Schema):
     tasks: dict[Name, PipelineTask]
     """Downstream tasks by name."""
 
+    budget: BudgetConfig | None = None
+    """What all searches together may spend."""
+
     steps: dict[Name, CustomConfig] = {}
     """Steps of your own, by name."""
 
@@ -101,6 +105,12 @@ class PipelineConfig(Schema):
         if not (self.corpus and self.tokenizer and self.model and self.pretrain):
             return None
         return Pretraining(self.corpus, self.tokenizer, self.model, self.pretrain)
+
+    @property
+    def searches(self) -> dict[str, SearchConfig]:
+        """By task, each within the budget of all."""
+        asked = {name: task.search for name, task in self.tasks.items()}
+        return self.budget.shared(asked) if self.budget else asked
 
     @model_validator(mode="before")
     @classmethod
@@ -115,6 +125,9 @@ class PipelineConfig(Schema):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         problems = list(_base_problems(self))
+        if self.budget is not None:
+            asked = {name: task.search for name, task in self.tasks.items()}
+            problems += self.budget.problems(asked)
         if self.pretraining is not None:
             problems += [
                 *_position_problems(self.pretraining, self.tasks),

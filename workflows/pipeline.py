@@ -259,7 +259,7 @@ def _task_drafts(config: PipelineConfig, name: str) -> list[_Draft]:
         _Draft(
             f"{name}.tune",
             "tune",
-            TuneSpec(task=task, search=of.search, max_epochs=of.max_epochs),
+            TuneSpec(task=task, search=config.searches[name], max_epochs=of.max_epochs),
             inputs | {f"{WARM_START}{other}": f"{other}.tune" for other in of.search.warm_start},
         ),
         _Draft(

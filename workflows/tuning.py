@@ -19,7 +19,7 @@ _RAY = "ray"
 _EARLIER = "earlier.json"
 
 # Of a search, what says how long it goes on, and not what it tries.
-_BUDGET = {"trials", "max_hours"}
+_BUDGET = {"trials", "max_hours", "least_trials"}
 
 
 def run(context: StageContext) -> Mapping[str, Any]:

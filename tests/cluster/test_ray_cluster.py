@@ -253,6 +253,15 @@ def test_search_ends_when_its_time_is_over(cluster: RayCluster, tmp_path: Path) 
         assert result.hyperparameters["x"] in xs
 
 
+def test_the_end_of_the_time_waits_for_the_least(cluster: RayCluster, tmp_path: Path) -> None:
+    config = SearchConfig(
+        max_hours=0.1 / 3600, least_trials=3, space={"x": Range(uniform=(1.0, 9.0)), "epochs": 2}
+    )
+    results, _, starts = search(cluster, tmp_path, config)
+    assert sum(result.status == "finished" for result in results) in {3, 4}
+    assert len(starts) < 6
+
+
 def test_median_rule_stops_what_is_worse_than_most(cluster: RayCluster, tmp_path: Path) -> None:
     config = SearchConfig(
         trials=6, scheduler="median", searcher="grid", space={"x": [9, 8, 7, 1, 2, 6], "epochs": 4}

@@ -28,6 +28,8 @@ PLUMBING = {
     "workflows.storage": "where everything is kept",
     "workflows.config": "counted by its values, in the step's spec",
     "workflows.execution": "what every stage is given",
+    "workflows.ledger": "who did what",
+    "workflows.steps": "what a step is",
     "workflows.models": "where models are kept",
     "workflows.task_section": "counted by its values, in the step's spec",
     "workflows.outside": "counted by what it found, the step's outside data",

@@ -113,3 +113,10 @@ def test_what_nobody_can_begin_with_is_refused(
     with pytest.raises(ConfigError) as caught:
         tune(folder, *changes)
     assert expected in str(caught.value)
+
+
+def test_a_budget_of_all_is_part_of_what_each_search_is(folder: Path) -> None:
+    found = tune(folder, "budget={trials: 3, max_hours: 2}").spec.search
+    assert (found.trials, found.max_hours, found.least_trials) == (2, 2.0, 1)
+    with pytest.raises(ConfigError, match=r"at least 2 trials each need 4; raise budget\.trials"):
+        tune(folder, "budget={trials: 3, floor: 2}")
