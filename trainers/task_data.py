@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,17 +160,19 @@ def _divide(
     return divided
 
 
-def _places_in_strata(rows: Iterable[_Ranked], kind: type[TaskType]) -> dict[str, float]:
+def _places_in_strata(rows: Sequence[_Ranked], kind: type[TaskType]) -> dict[str, float]:
     """Where a text stands among those of its label, from 0 to 1, by key.
 
-    A text that comes with several labels counts for the first of them.
+    A text that comes with several labels counts for the first of them in the alphabet, wherever its
+    rows stand.
     """
-    strata: dict[str | None, dict[str, str]] = {}
-    seen: set[str] = set()
+    ranks = {one.key: one.rank for one in rows}
+    of_text: dict[str, set[str]] = {key: set() for key in ranks}
     for one in rows:
-        if one.key not in seen:
-            seen.add(one.key)
-            strata.setdefault(kind.stratum_of(one.row["label"]), {})[one.key] = one.rank
+        of_text[one.key].add(str(kind.stratum_of(one.row["label"])))
+    strata: dict[str, dict[str, str]] = {}
+    for key, names in of_text.items():
+        strata.setdefault(min(names), {})[key] = ranks[key]
     return {
         key: (place + 0.5) / len(ranks)
         for ranks in strata.values()

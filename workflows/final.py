@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from trainers import baselines, finetune, task_data
 from trainers.finetune import Training
 from trainers.task_config import Hyperparameters, Metric, merit_of
-from trainers.task_types import type_of
+from trainers.task_types import TaskType, type_of
+from trainers.task_types.base import Examples
 from workflows.execution import StageContext
 from workflows.openings import open_test
 from workflows.pipeline import FinalSpec
@@ -212,10 +213,11 @@ def _opened_test(
         "label_fractions": [
             {
                 "fraction": fraction,
-                "rows": len(task_data.fewer(train, fraction, type(kind), task.data.split.seed)),
+                "rows": len(rows),
+                "baselines": baselines.evaluate(kind, rows, validation, test),
                 **_over_seeds(fraction, trainings, scores),
             }
-            for fraction in sorted(spec.controls.label_fractions)
+            for fraction, rows in _fewer_rows(spec, train, kind)
         ],
         "scratch_hyperparameters": [one.training.hyperparameters.model_dump() for one in controls],
         "constant": kind.constant,
@@ -225,6 +227,14 @@ def _opened_test(
         json.dumps([asdict(prediction) for prediction in predictions]), encoding="utf-8"
     )
     return result
+
+
+def _fewer_rows(
+    spec: FinalSpec, train: Examples, kind: TaskType
+) -> Iterator[tuple[float, Examples]]:
+    """The shares of labels, ascending, with the training rows that they are."""
+    for fraction in sorted(spec.controls.label_fractions):
+        yield fraction, task_data.fewer(train, fraction, type(kind), spec.task.data.split.seed)
 
 
 def _optimism(

@@ -19,7 +19,7 @@ from workflows.task_section import ControlsConfig, FinalConfig, PromoteConfig
 # Raise a stage's number when its output changes for the same spec and inputs. The user's own steps
 # bring theirs with them.
 STAGE_VERSIONS = {
-    "data": 2,
+    "data": 3,
     "corpus": 2,
     "tokenizer": 2,
     "tokens": 2,

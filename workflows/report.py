@@ -92,19 +92,26 @@ def scores(result: Mapping[str, Any]) -> list[Score]:
 
 
 def fractions(result: Mapping[str, Any]) -> list[tuple[int, list[Score]]]:
-    """Number of labels, and test scores with the base and without, out of a `final.json`."""
-    metric = result["metric"]
-    return [
-        (
-            line["rows"],
-            [
-                _over_seeds(told, [scores[metric] for scores in line[origin]])
-                for origin, told in _ORIGINS.items()
-                if line[origin]
-            ],
-        )
-        for line in result["label_fractions"]
-    ]
+    """Number of labels, and test scores, out of a `final.json`.
+
+    With the base, without, and of the method that is best of those without a network, given all
+    labels.
+    """
+    metric, found = result["metric"], []
+    rivals = [score.method for score in scores(result) if score.method in result["baselines"]]
+    for line in result["label_fractions"]:
+        of_line = [
+            _over_seeds(told, [of_seed[metric] for of_seed in line[origin]])
+            for origin, told in _ORIGINS.items()
+            if line[origin]
+        ]
+        of_line += [
+            Score(name, line["baselines"][name][metric], None, 1)
+            for name in rivals[:1]
+            if metric in line["baselines"][name]
+        ]
+        found.append((line["rows"], of_line))
+    return found
 
 
 def _over_seeds(method: str, values: Sequence[float]) -> Score:
@@ -186,7 +193,8 @@ def _scores_chart(found: Sequence[Score], metric: str) -> str:
 
 def _fractions_chart(found: Sequence[tuple[int, Sequence[Score]]], metric: str) -> str:
     figure, axes = _chart("labelled training rows", f"{metric} on test rows")
-    for told in _ORIGINS.values():
+    methods = dict.fromkeys(score.method for _, scores in found for score in scores)
+    for told in methods:
         lines = [(rows, one) for rows, scores in found for one in scores if one.method == told]
         if lines:
             axes.errorbar(

@@ -64,6 +64,13 @@ class PipelineTask(TaskConfig):
     """The rule of promotion."""
 
     @model_validator(mode="after")
+    def _fractions_differ(self) -> Self:
+        fractions = self.controls.label_fractions
+        if len(set(fractions)) < len(fractions):
+            raise ValueError("controls.label_fractions: a share stands there twice; drop one")
+        return self
+
+    @model_validator(mode="after")
     def _space_is_of_hyperparameters(self) -> Self:
         for place, name, dimension, branch in space.dimensions(self.search.space):
             values = space.values(dimension)

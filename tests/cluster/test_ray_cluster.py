@@ -300,6 +300,28 @@ def test_trial_whose_process_dies_goes_on_from_its_last_epoch(
     assert len({line.split()[1] for line in starts}) == 2
 
 
+def test_trial_that_prints_a_gigabyte_ends_well_and_takes_nobodys_memory(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    quiet = SearchConfig(trials=1, space={"x": 1, "epochs": 1})
+    search(cluster, tmp_path, quiet, "quiet")  # Tune is imported
+    before = resident_bytes()
+    config = SearchConfig(trials=2, searcher="grid", space={"x": [-4, 1], "epochs": 1})
+    results, _, _ = search(cluster, tmp_path, config)
+    assert {result.status for result in results} == {"finished"}
+    logs = list(tmp_path.glob("log.slot*.log"))
+    assert sum(log.stat().st_size for log in logs) > 1 << 30
+    for log in logs:
+        log.unlink()
+    assert resident_bytes() - before < 100 << 20
+
+
+def resident_bytes() -> int:
+    """Of this process, the driver."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_finished_search_is_not_run_again(cluster: RayCluster, tmp_path: Path) -> None:
     config = SearchConfig(trials=3, space={"x": [1, 2], "epochs": 2})
     first, _, starts = search(cluster, tmp_path, config)

@@ -286,6 +286,9 @@ def test_duplicates_with_other_labels_stay_together_in_stratified_splits(tmp_pat
     task_data.prepare(config, ONE_LABEL, tmp_path, tmp_path)
     keys = [set(texts) for texts in split_texts(tmp_path).values()]
     assert sum(map(len, keys)) == len(set.union(*keys)) == 40
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(reversed(lines)))
+    task_data.prepare(config, ONE_LABEL, tmp_path, tmp_path)
+    assert [set(texts) for texts in split_texts(tmp_path).values()] == keys
 
 
 def test_rows_that_come_later_move_no_row_that_was_there(tmp_path: Path) -> None:

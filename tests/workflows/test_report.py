@@ -12,10 +12,17 @@ RESULT = {
         "scratch": [{"accuracy": 0.70}],
     },
     "label_fractions": [
-        {"fraction": 0.1, "rows": 9, "pretrained": [{"accuracy": 0.6}], "scratch": []},
+        {
+            "fraction": 0.1,
+            "rows": 9,
+            "baselines": {"majority": {"accuracy": 0.5}, "tf-idf": {"accuracy": 0.55}},
+            "pretrained": [{"accuracy": 0.6}],
+            "scratch": [],
+        },
         {
             "fraction": 1.0,
             "rows": 90,
+            "baselines": {"majority": {"accuracy": 0.5}, "tf-idf": {"accuracy": 0.83}},
             "pretrained": [{"accuracy": 0.80}, {"accuracy": 0.82}, {"accuracy": 0.84}],
             "scratch": [{"accuracy": 0.70}],
         },
@@ -75,8 +82,12 @@ def test_what_became_of_the_documents_is_told() -> None:
 def test_shares_of_labels_are_told_by_number_with_the_base_and_without() -> None:
     (few, few_scores), (all_rows, all_scores) = fractions(RESULT)
     assert (few, all_rows) == (9, 90)
-    assert few_scores == [Score("fine-tuned from the base", 0.6, None, 1)]
+    assert few_scores == [
+        Score("fine-tuned from the base", 0.6, None, 1),
+        Score("tf-idf", 0.55, None, 1),
+    ]
     assert [score.method for score in all_scores] == [
         "fine-tuned from the base",
         "same network from random weights",
+        "tf-idf",
     ]

@@ -96,6 +96,11 @@ def test_search_that_begins_with_others_winners_waits_for_them(folder: Path) -> 
     assert json.dumps(list(plan(steps, Artifacts(Storage.at(folder / "s")).ledger, None).states))
 
 
+def test_a_share_of_labels_is_trained_once(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="a share stands there twice"):
+        tune(folder, "tasks.tone.controls.label_fractions=[0.1, 0.5, 0.1]")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
