@@ -286,9 +286,20 @@ def test_duplicates_with_other_labels_stay_together_in_stratified_splits(tmp_pat
     task_data.prepare(config, ONE_LABEL, tmp_path, tmp_path)
     keys = [set(texts) for texts in split_texts(tmp_path).values()]
     assert sum(map(len, keys)) == len(set.union(*keys)) == 40
-    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(reversed(lines)))
-    task_data.prepare(config, ONE_LABEL, tmp_path, tmp_path)
-    assert [set(texts) for texts in split_texts(tmp_path).values()] == keys
+
+
+def test_order_of_rows_moves_none_in_stratified_splits(tmp_path: Path) -> None:
+    lines = [f"text {n},{'ab'[n % 2]}" for n in range(40)] + [
+        f"text {n},c" for n in range(0, 40, 3)
+    ]
+    split = SplitConfig(test=0.3, validation=0.2, stratify=True)
+    config = TaskDataConfig(path="rows.csv", format="csv", split=split)
+    found = []
+    for order in (lines, lines[::-1]):
+        (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(order))
+        task_data.prepare(config, ONE_LABEL, tmp_path, tmp_path)
+        found.append([set(texts) for texts in split_texts(tmp_path).values()])
+    assert found[0] == found[1]
 
 
 def test_rows_that_come_later_move_no_row_that_was_there(tmp_path: Path) -> None:
