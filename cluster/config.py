@@ -8,6 +8,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from cluster.schema import PositiveFloat, PositiveInt, Schema
 from cluster.space import Point, Range, Space, dimensions, drawn, grid, with_ranges
 
+_POPULATION = 4
+"""Of the least population a quarter is one trial."""
 _MANY = 1000
 """Trials of a search that only its time ends."""
 
@@ -164,9 +166,13 @@ class SearchConfig(Schema):
     """`grid` tries all combinations of the lists in `space`; `tpe` is Optuna's tree-structured
     Parzen estimator."""
 
-    scheduler: Literal["none", "asha", "median"] = "none"
+    scheduler: Literal["none", "asha", "median", "pbt"] = "none"
     """`asha` stops trials that fall behind at its rungs (arXiv:1810.05934), `median` those whose
-    best is below the median of the others' means so far (Golovin et al. 2017, Google Vizier)."""
+    best is below the median of the others' means so far (Golovin et al. 2017, Google Vizier);
+    `pbt` has the worst go on from the best, with hyperparameters changed (arXiv:1711.09846)."""
+
+    perturb_epochs: PositiveInt = 1
+    """Epochs after which `pbt` compares its trials."""
 
     grace_epochs: PositiveInt = 1
     """Epochs every trial may run; ASHA's first rung."""
@@ -203,6 +209,7 @@ class SearchConfig(Schema):
         for name, schedulers in (
             ("grace_epochs", ("asha", "median")),
             ("reduction_factor", ("asha",)),
+            ("perturb_epochs", ("pbt",)),
         ):
             if self.scheduler not in schedulers and getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name} goes with scheduler: {' or '.join(schedulers)}")
@@ -213,6 +220,11 @@ class SearchConfig(Schema):
         for place, name, _, branch in dimensions(self.space):
             if branch and name in self.space:
                 raise ValueError(f"space.{place}: {name} stands beside the choices, too; drop one")
+        if self.scheduler == "pbt":
+            if self.searcher == "tpe":
+                raise ValueError("scheduler pbt changes points on its way; take searcher: random")
+            if self.trials < _POPULATION:
+                raise ValueError(f"scheduler pbt compares trials: set {_POPULATION} at least")
         if self.searcher == "grid":
             if self.warm_start:
                 raise ValueError("warm_start goes with searcher: random or tpe; grid tries all")

@@ -83,6 +83,8 @@ class SearchPlan:
     """Of the metric."""
     earlier: Sequence["TrialResult"] = ()
     """Of the same search with fewer trials: they are not run again, and are all remembered."""
+    may_change: Sequence[str] = ()
+    """Hyperparameters that a trial can go on with other values of."""
     first: Sequence[Point] = ()
     """Tried first, in so far as the space can take them."""
 
@@ -111,6 +113,9 @@ class TrialResult:
     """Metrics after each epoch, oldest first."""
     error: str | None = None
     """Why a failed trial failed."""
+    changes: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    """Epochs after which it went on with another point, and which; `hyperparameters` is the first
+    then."""
 
 
 class Reporter(Protocol):

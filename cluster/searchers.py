@@ -1,8 +1,9 @@
 """Tune's searchers and schedulers for a plan, with the memory of what was tried before."""
 
 import math
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
     MedianStoppingRule,
+    PopulationBasedTraining,
     TrialScheduler,
 )
 from ray.tune.search import (
@@ -40,6 +42,8 @@ _MODE = "max"
 _STUDY = "optuna"
 _SEEDS = 2**32
 _PRIME = 1_000_003
+_RESAMPLE = 0.25
+_FACTORS = (0.8, 1.25)
 
 
 def param_space(plan: SearchPlan) -> dict[str, Any]:
@@ -51,7 +55,9 @@ def searcher(plan: SearchPlan) -> Searcher | SearchAlgorithm:
     """Chooses the points; Optuna's knows those of earlier trials, and what they scored."""
     search = plan.search
     if search.searcher != "tpe":
-        return BasicVariantGenerator(random_state=search.seed, max_concurrent=plan.slots)
+        # PBT compares a whole population, whose trials take turns in the slots there are.
+        at_once = plan.trials if search.scheduler == "pbt" else plan.slots
+        return BasicVariantGenerator(random_state=search.seed, max_concurrent=at_once)
     suggestions = _Suggestions(search.space)
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name=_STUDY, direction="maximize")
@@ -83,6 +89,13 @@ def scheduler(plan: SearchPlan) -> TrialScheduler:
             for trial, result in _seen(plan):
                 median.on_trial_complete(None, trial, result)  # which only keeps it
             return median
+        case "pbt":
+            return PopulationBasedTraining(
+                **common,
+                perturbation_interval=search.perturb_epochs,
+                custom_explore_fn=_Explorer(search.space, plan.may_change, search.seed),
+                log_config=False,
+            )
         case "asha":
             asha = ASHAScheduler(
                 **common,
@@ -150,6 +163,34 @@ def _score(plan: SearchPlan, metrics: dict[str, float]) -> float:
 def _last_score(plan: SearchPlan, trial: TrialResult) -> float:
     failed = trial.status == "failed" or not trial.history
     return WORST_SCORE if failed else _score(plan, trial.history[-1])
+
+
+class _Explorer:
+    """Changes a point a little, or draws anew, within the space. Source: arXiv:1711.09846, 4.1."""
+
+    def __init__(self, space: Space, may_change: Sequence[str], seed: int) -> None:
+        self._space, self._may_change = space, may_change
+        self._random = random.Random(seed)
+
+    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Tune's configuration of the trial that is gone on from, changed."""
+        point = dict(config[POINT])
+        for _, name, dimension, branch in space.dimensions(self._space):
+            is_of_point = all(point.get(key) == choice for key, choice in branch.items())
+            if name in self._may_change and name in point and is_of_point:
+                point[name] = self._changed(dimension, point[name])
+        return {**config, POINT: point}
+
+    def _changed(self, dimension: Dimension, value: Any) -> Any:
+        if self._random.random() < _RESAMPLE:
+            return space.at(dimension, self._random.random())
+        if isinstance(dimension, list):
+            place = dimension.index(value) + self._random.choice((-1, 1))
+            return dimension[min(max(place, 0), len(dimension) - 1)]
+        if not isinstance(dimension, Range):
+            return dimension
+        low, high = dimension.bounds
+        return space.nearest(dimension, min(max(value * self._random.choice(_FACTORS), low), high))
 
 
 @dataclass(frozen=True)

@@ -154,14 +154,14 @@ def taken(space: Space, other: Point) -> Point:
     found: Point = {}
     for place, name, dimension, branch in dimensions(space):
         if name in other and all(other.get(key) == choice for key, choice in branch.items()):
-            value = _nearest(dimension, other[name])
+            value = nearest(dimension, other[name])
             if value is not None:
                 found[place] = value
     return found
 
 
-def _nearest(dimension: Dimension, value: Any) -> Any:
-    """A value as the dimension has it; None where it has none like it."""
+def nearest(dimension: Dimension, value: Any) -> Any:
+    """A value as a dimension has it; None where it has none like it, or nothing to choose."""
     match dimension:
         case Range():
             low, high = dimension.bounds
@@ -173,7 +173,7 @@ def _nearest(dimension: Dimension, value: Any) -> Any:
             return round(value) if dimension.randint is not None else value
         case list():
             return value if value in dimension else None
-    return None  # it has one value, which nobody chooses
+    return None
 
 
 def at(dimension: Dimension, share: float) -> Any:

@@ -35,6 +35,9 @@ _HISTORIES = "histories"
 
 # Keys of ours in Tune's result dictionaries, beside those of `searchers`.
 _ERROR = "error"
+_LINEAGE = "lineage"
+"""Points by the epoch after which they began to hold."""
+_LINEAGE_FILE = "lineage.json"
 
 
 class TrialSlot(tune.Trainable):  # type: ignore[misc]
@@ -53,6 +56,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
         self._metric, self._sign = metric, sign
         self._log = log.with_suffix(f".slot{os.getpid()}.log")
         self._failure: str | None = None
+        self._lineage: list[Any] = []
         with redirected(self._log):
             self._trial = factory(shared)
         self._start(config[POINT])
@@ -72,17 +76,25 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
             SCORE: WORST_SCORE if failed else score,
             _ERROR: self._failure,
             FINISHED: finished,
+            _LINEAGE: self._lineage,
             "done": failed or finished,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save after an epoch."""
         self._guarded(lambda: self._trial.save(Path(checkpoint_dir)))
+        lineage = json.dumps([self._iteration, self._lineage])
+        (Path(checkpoint_dir) / _LINEAGE_FILE).write_text(lineage, encoding="utf-8")
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        """Go on after a lost worker or driver."""
+        """Go on after a lost worker or driver; with PBT from another trial's epoch."""
         with redirected(self._log):
             self._trial.load(Path(checkpoint))
+        saved = (Path(checkpoint) / _LINEAGE_FILE).read_text(encoding="utf-8")
+        epoch, lineage = json.loads(saved)
+        (_, own), *_ = self._lineage
+        is_changed = lineage[-1][1] != own
+        self._lineage = [*lineage, [epoch, own]] if is_changed else lineage
 
     def restore(self, checkpoint_path: Any) -> None:
         """Go on from a checkpoint, or begin again if it is gone.
@@ -105,6 +117,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
 
     def _start(self, hyperparameters: Mapping[str, Any]) -> None:
         self._failure = None
+        self._lineage = [[0, dict(hyperparameters)]]
         self._guarded(lambda: self._trial.start(hyperparameters))
 
     def _guarded(self, action: Callable[[], None]) -> None:
@@ -183,7 +196,7 @@ def run(
                 stop=searchers.stopper(plan),
                 storage_path=directory,
                 failure_config=FailureConfig(max_failures=max_failures),
-                checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
+                checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=_kept(plan)),
                 callbacks=[_ForwardResults()],
                 verbose=0,
             ),
@@ -196,6 +209,11 @@ def run(
         _listener.reset(token)
 
 
+def _kept(plan: SearchPlan) -> int:
+    """Checkpoints of a trial: with PBT others may yet go on from an older one."""
+    return 3 if plan.search.scheduler == "pbt" else 1
+
+
 def _results(grid: ResultGrid, histories: "_Histories") -> list[TrialResult]:
     results = []
     # A result without metrics, as of a trial that was never begun, does not tell of its trial.
@@ -204,13 +222,15 @@ def _results(grid: ResultGrid, histories: "_Histories") -> list[TrialResult]:
         last = result.metrics or {}
         error = last.get(_ERROR) or (str(result.error) if result.error else None)
         finished = last.get(FINISHED, False)
+        (_, first), *changes = last.get(_LINEAGE) or [[0, trial.config[POINT]]]
         results.append(
             TrialResult(
                 trial_id=trial.trial_id,
-                hyperparameters=dict(trial.config[POINT]),
+                hyperparameters=dict(first),
                 status="failed" if error else "finished" if finished else "stopped",
                 history=histories.of(trial.trial_id),
                 error=error,
+                changes=[(epoch, dict(point)) for epoch, point in changes],
             )
         )
     return results

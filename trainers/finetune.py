@@ -2,6 +2,7 @@
 
 import logging
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,6 +251,13 @@ class FineTuning:
         self._engine.load(directory)
         self.epoch = torch.load(directory / _STATE, weights_only=True)["epoch"]
 
+    def change(self, hyperparameters: Mapping[str, Any]) -> None:
+        """Go on with other values of what `MAY_CHANGE`, weights and optimizer as they are."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder))
+            self.start(hyperparameters)
+            self.load(Path(folder))
+
     def export(self, directory: Path, loaded: PreTrainedTokenizerFast) -> None:
         """Write a Hugging Face folder, adapters merged and kept in `adapter/`; ends this training.
 
@@ -323,6 +331,8 @@ class Training:
     use_gpu: bool
     label_fraction: float = 1.0
     """Share of the training rows that is used, in as many optimizer steps as all would take."""
+    changes: tuple[tuple[int, Hyperparameters], ...] = ()
+    """Epochs after which the training goes on with other hyperparameters."""
 
 
 def train_and_export(training: Training) -> dict[str, float]:
@@ -335,15 +345,21 @@ def train_and_export(training: Training) -> dict[str, float]:
         use_gpu=training.use_gpu,
         label_fraction=training.label_fraction,
     )
-    point = training.hyperparameters
+    point, changes = training.hyperparameters, dict(training.changes)
     if training.label_fraction < 1.0:
         rows = task_data.count(training.data, task_data.TRAIN)
         steps = point.epochs * math.ceil(rows / point.batch_size)
         epochs = math.ceil(steps / math.ceil(len(inputs.train) / point.batch_size))
+        changes = {
+            round(epoch * epochs / point.epochs): other.model_copy(update={"epochs": epochs})
+            for epoch, other in changes.items()
+        }
         point = point.model_copy(update={"epochs": epochs})
     tuning = FineTuning(inputs, from_scratch=training.from_scratch)
     tuning.start(point.model_dump())
     while not tuning.is_finished:
+        if tuning.epoch in changes:
+            tuning.change(changes[tuning.epoch].model_dump())
         tuning.train_epoch()
     scores = tuning.validate()
     training.output.mkdir(parents=True)

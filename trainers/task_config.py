@@ -79,6 +79,9 @@ METHODS_OF_HYPERPARAMETER: dict[str, tuple[Method, ...]] = {
 }
 """Hyperparameters that do something with these methods alone."""
 
+MAY_CHANGE = ("learning_rate", "dropout", "token_dropout", "label_smoothing", "prefix_loss")
+"""Hyperparameters that a training can go on with other values of, at the end of an epoch."""
+
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 

@@ -6,12 +6,13 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from trainers import baselines, finetune, task_data
 from trainers.finetune import Training
-from trainers.task_config import Hyperparameters, Metric, merit_of
+from trainers.task_config import MAY_CHANGE, Hyperparameters, Metric, merit_of
 from trainers.task_types import TaskType, type_of
 from trainers.task_types.base import Examples
 from workflows.execution import StageContext
@@ -48,12 +49,9 @@ def run(context: StageContext) -> Mapping[str, Any]:
     spec = context.spec(FinalSpec)
     seeds = range(spec.final.seeds)
     trials = json.loads((context.input("tune") / TRIALS).read_text(encoding="utf-8"))
-    top = [
-        Hyperparameters.model_validate(trial["hyperparameters"])
-        for trial in finished(trials, spec.task.metric)[: spec.final.top]
-    ]
-    plans = [_plan(context, "pretrained", point, seed) for point in top for seed in seeds]
-    scratch_points = _scratch_points(spec, top[0], trials)
+    top = finished(trials, spec.task.metric)[: spec.final.top]
+    plans = [_plan_of_trial(context, trial, seed) for trial in top for seed in seeds]
+    scratch_points = _scratch_points(spec, plans[0].hyperparameters, trials)
     # The control's learning rate is chosen with one seed, at the same time.
     first = [_plan(context, "scratch", point, 0) for point in scratch_points]
     trained = _train(context, [*plans, *first])
@@ -131,17 +129,40 @@ def _with_fewer_labels(
     context: StageContext, spec: FinalSpec, chosen: Trained, controls: Sequence[Trained]
 ) -> list[Trained]:
     """The chosen configuration, and the control, with each share of the labels and each seed."""
-    points = {"pretrained": chosen.training.hyperparameters}
-    if controls:
-        points["scratch"] = controls[0].training.hyperparameters
     plans = [
-        replace(_plan(context, origin, point, seed), label_fraction=fraction)
+        replace(_again(context, training, seed), label_fraction=fraction)
         for fraction in spec.controls.label_fractions
         if fraction < 1.0
-        for origin, point in points.items()
+        for training in (chosen.training, *(one.training for one in controls[:1]))
         for seed in range(spec.final.seeds)
     ]
     return _train(context, plans) if plans else []
+
+
+def _plan_of_trial(context: StageContext, trial: Trial, seed: int) -> Training:
+    """A trial's configuration again; where it changed on the way, it changes there again."""
+    of = Hyperparameters.model_validate
+    changes = tuple((epoch, of(point)) for epoch, point in trial.get("changes") or ())
+    plan = _plan(context, "pretrained", of(trial["hyperparameters"]), seed)
+    return _again(context, replace(plan, changes=changes), seed)
+
+
+def _again(context: StageContext, training: Training, seed: int) -> Training:
+    """The same training with another seed, in a folder of its own."""
+
+    def seeded(point: Hyperparameters) -> Hyperparameters:
+        return point.model_copy(update={"seed": seed})
+
+    return replace(
+        training,
+        hyperparameters=seeded(training.hyperparameters),
+        changes=tuple((epoch, seeded(point)) for epoch, point in training.changes),
+        output=_new_folder(context),
+    )
+
+
+def _new_folder(context: StageContext) -> Path:
+    return context.attempt.work / "models" / uuid.uuid4().hex
 
 
 def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int) -> Training:
@@ -152,7 +173,7 @@ def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int)
         data=context.input("data"),
         hyperparameters=point.model_copy(update={"seed": seed}),
         from_scratch=origin == "scratch",
-        output=context.attempt.work / "models" / uuid.uuid4().hex,
+        output=_new_folder(context),
         threads=worker.cpus,
         use_gpu=bool(worker.gpus),
     )
@@ -202,6 +223,10 @@ def _opened_test(
         "metric": task.metric,
         "lower_is_better": task.lower_is_better,
         "hyperparameters": chosen.training.hyperparameters.model_dump(),
+        "changes": [
+            [epoch, {name: getattr(point, name) for name in MAY_CHANGE}]
+            for epoch, point in chosen.training.changes
+        ],
         "validation": chosen.validation,
         "test": scores[measured.index(chosen)],
         "test_rows": len(test),

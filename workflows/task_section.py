@@ -8,6 +8,7 @@ from cluster import space
 from cluster.config import SearchConfig
 from trainers.config import Fraction, PositiveInt, Schema
 from trainers.task_config import (
+    MAY_CHANGE,
     METHODS_OF_HYPERPARAMETER,
     METHODS_OF_TASK,
     UNUSED_OF_TASK,
@@ -62,6 +63,24 @@ class PipelineTask(TaskConfig):
 
     promote: PromoteConfig = PromoteConfig()
     """The rule of promotion."""
+
+    @model_validator(mode="after")
+    def _population_can_change(self) -> Self:
+        if self.search.scheduler != "pbt":
+            return self
+        if len(set(self._values_of("epochs"))) > 1:
+            raise ValueError("search.space.epochs: scheduler pbt needs one value for all trials")
+        tried = {
+            name
+            for _, name, dimension, _ in space.dimensions(self.search.space)
+            if len(set(space.values(dimension))) > 1
+        }
+        if not tried & set(MAY_CHANGE):
+            raise ValueError(
+                "search.space: scheduler pbt changes hyperparameters on the way; give "
+                f"{', '.join(MAY_CHANGE)} more than one value, or one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fractions_differ(self) -> Self:

@@ -8,6 +8,7 @@ from typing import Any
 from cluster import capacity
 from cluster.interface import SearchPlan, TrialResult
 from trainers import finetune
+from trainers.task_config import MAY_CHANGE
 from workflows import final
 from workflows.artifacts import Artifacts, DamagedArtifactError
 from workflows.execution import StageContext
@@ -44,6 +45,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
             lower_is_better=spec.task.lower_is_better,
             max_epochs=spec.max_epochs,
             slots=capacity.trials_at_once(cluster.capacity(), worker, context.run.searches),
+            may_change=MAY_CHANGE,
             earlier=earlier,
             first=_winners(context),
         ),

@@ -4,10 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from ray import cloudpickle
@@ -123,14 +123,14 @@ def search(
     folder: Path,
     config: SearchConfig,
     directory: str = "search",
-    earlier: Sequence[TrialResult] = (),
+    **more: Any,
 ) -> tuple[list[TrialResult], list[Metrics], list[str]]:
     reports: list[Metrics] = []
     starts = folder / "starts"
     results = cluster.run_trials(
         ToyTrial,
         {"starts": starts, "marker": folder / "died"},
-        SearchPlan(config, ONE, metric="score", max_epochs=4, slots=1, earlier=earlier),
+        SearchPlan(config, ONE, metric="score", max_epochs=4, slots=1, **more),
         directory=str(folder / directory),
         log=folder / "log",
         on_result=lambda trial, metrics: reports.append(metrics),
@@ -227,7 +227,7 @@ def test_search_goes_on_from_one_with_fewer_trials(
     )
     earlier, _, begun = search(cluster, tmp_path, few, "few")
     more = few.model_copy(update={"trials": 6})
-    results, _, starts = search(cluster, tmp_path, more, "more", earlier)
+    results, _, starts = search(cluster, tmp_path, more, "more", earlier=earlier)
     assert results[:3] == earlier
     assert len(results) == 6
     assert len(starts) == len(begun) + 3
@@ -235,10 +235,35 @@ def test_search_goes_on_from_one_with_fewer_trials(
     assert len(set(points)) == 6
     if searcher == "random":
         assert points == [point["x"] for point in more.points()]
-    again, reports, starts = search(cluster, tmp_path, more, "more", results)
+    again, reports, starts = search(cluster, tmp_path, more, "more", earlier=results)
     assert again == results
     assert reports == []
     assert len(starts) == len(begun) + 3
+
+
+def test_population_goes_on_from_its_best(cluster: RayCluster, tmp_path: Path) -> None:
+    config = SearchConfig(
+        trials=4, scheduler="pbt", space={"x": Range(uniform=(1.0, 9.0)), "epochs": 6}
+    )
+    results, _, _ = search(cluster, tmp_path, config, may_change=["x"])
+    assert [result.status for result in results] == ["finished"] * 4
+    changed = [result for result in results if result.changes]
+    assert changed
+    drawn = {point["x"] for point in config.points()}
+    for result in changed:
+        epochs = [epoch for epoch, _ in result.changes]
+        assert epochs == sorted(epochs)
+        assert all(1 <= epoch < 6 for epoch in epochs)
+        last = result.changes[-1][1]
+        assert last.keys() == result.hyperparameters.keys()
+        assert 1.0 <= last["x"] <= 9.0
+        assert result.hyperparameters["x"] in drawn  # of the trial it descends from
+        # The toy's score is that of the value it has now: so it really went on with this one.
+        assert result.history[-1]["score"] == pytest.approx(6 * last["x"])
+    unchanged = [result for result in results if not result.changes]
+    assert all(r.history[-1]["score"] == 6 * r.hyperparameters["x"] for r in unchanged)
+    best_drawn = max(drawn)
+    assert max(r.history[-1]["score"] for r in results) >= 6 * best_drawn
 
 
 def test_search_ends_when_its_time_is_over(cluster: RayCluster, tmp_path: Path) -> None:
@@ -338,9 +363,14 @@ class InterruptedSearch:
     """Six trials of three epochs, killed after eight epochs; gone on with in a copy."""
 
     def __init__(
-        self, cluster: RayCluster, folder: Path, searcher: Literal["random", "tpe"] = "random"
+        self,
+        cluster: RayCluster,
+        folder: Path,
+        searcher: Literal["random", "tpe"] = "random",
+        scheduler: Literal["none", "pbt"] = "none",
     ) -> None:
-        self.cluster, self.folder, self.searcher = cluster, folder, searcher
+        self.cluster, self.folder = cluster, folder
+        self.searcher, self.scheduler = searcher, scheduler
         self.told: list[Metrics] = []
         with pytest.raises(Exception, match="the driver dies"):
             self._run("first", stop_after=8)
@@ -363,12 +393,13 @@ class InterruptedSearch:
         config = SearchConfig(
             trials=6,
             searcher=self.searcher,
+            scheduler=self.scheduler,
             space={"x": Range(uniform=(1.0, 9.0)), "epochs": 3},
         )
         return self.cluster.run_trials(
             ToyTrial,
             {"starts": self.folder / "starts"},
-            SearchPlan(config, ONE, metric="score", max_epochs=3, slots=1),
+            SearchPlan(config, ONE, metric="score", max_epochs=3, slots=1, may_change=["x"]),
             directory=str(self.folder / directory),
             log=self.folder / "log",
             on_result=listen,
@@ -392,6 +423,14 @@ def test_interrupted_search_goes_on_and_reports_to_its_new_run(
     started = search.starts()
     assert started.count(started[0]) == 1  # it was finished when the driver died
     assert len(started) == 7  # the one that was not, twice
+
+
+def test_interrupted_population_goes_on(cluster: RayCluster, tmp_path: Path) -> None:
+    results = InterruptedSearch(cluster, tmp_path, scheduler="pbt").go_on()
+    assert [result.status for result in results] == ["finished"] * 6
+    for result in results:
+        points = [result.hyperparameters, *(point for _, point in result.changes)]
+        assert result.history[-1]["score"] == pytest.approx(3 * points[-1]["x"])
 
 
 def without_snapshots(search: Path) -> None:

@@ -122,3 +122,24 @@ def first_verdict(of: SearchPlan, score: float) -> str:
     nobody_else: Any = SimpleNamespace(get_live_trials=list)
     scheduler.on_trial_add(nobody_else, trial)
     return str(scheduler.on_trial_result(nobody_else, trial, {EPOCH: 1, SCORE: score}))
+
+
+def test_explorer_stays_in_the_space_and_changes_what_may_change() -> None:
+    explore = searchers._Explorer(SPACE, ["rate", "rank", "share", "epochs"], seed=0)
+    found = [explore({"point": POINT})["point"] for _ in range(200)]
+    assert {tuple(point) for point in found} == {tuple(POINT)}
+    assert all(point["method"] == "lora" and point["epochs"] == 4 for point in found)
+    assert all(1e-4 <= point["rate"] <= 1e-1 and 1 <= point["rank"] <= 8 for point in found)
+    assert {point["share"] for point in found} <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    near = sum(point["rate"] in {0.01 * 0.8, 0.01 * 1.25} for point in found)
+    assert 120 < near < 180
+    assert len({point["share"] for point in found}) > 1
+    fixed = searchers._Explorer(SPACE, [], seed=0)
+    assert fixed({"point": POINT}) == {"point": POINT}
+
+
+def test_lists_are_changed_to_their_neighbours_or_drawn_anew() -> None:
+    explore = searchers._Explorer({"decay": [1, 2, 3, 4, 5]}, ["decay"], seed=0)
+    found = [explore({"point": {"decay": 1}})["point"]["decay"] for _ in range(200)]
+    assert set(found) == {1, 2, 3, 4, 5}
+    assert found.count(1) + found.count(2) > 140

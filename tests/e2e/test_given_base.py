@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import WORDS, write_pipeline
+from conftest import WORDS, write_classification, write_pipeline
 from processes import pretune
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -91,3 +91,42 @@ def test_answers_are_found_and_written_from_a_folder(tmp_path: Path) -> None:
     assert found["label"] in "we met in Rome 9"
     written = pretune("predict", "given.write", "we met in Rome 9", *storage, folder=tmp_path)
     assert set(json.loads(written.stdout)[0]) == {"text", "label", "score"}
+
+
+def test_what_a_population_found_is_trained_again(tmp_path: Path) -> None:
+    save_base(tmp_path / "base")
+    write_classification(tmp_path / "tone.csv")
+    task = {
+        "type": "classification",
+        "data": {"path": "tone.csv", "split": {"test": 0.25, "validation": 0.25}},
+        "metric": "accuracy",
+        "max_length": 64,
+        "search": {
+            "trials": 4,
+            "scheduler": "pbt",
+            "space": {"learning_rate": {"loguniform": [1e-5, 3e-2]}, "epochs": 5, "dropout": 0.0},
+        },
+        "final": {"seeds": 2},
+        "controls": {"scratch": True, "label_fractions": [0.5]},
+    }
+    pipeline = write_pipeline(
+        tmp_path,
+        {
+            "name": "given",
+            "storage": str(tmp_path / "storage"),
+            "base": {"from": "base"},
+            "tasks": {"tone": task},
+        },
+    )
+    answer = pretune("run", pipeline, "--json", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    (file,) = (tmp_path / "storage").glob("artifacts/tune/*/*/output/trials.json")
+    trials = json.loads(file.read_text(encoding="utf-8"))
+    assert any(trial["changes"] for trial in trials)
+    (file,) = (tmp_path / "storage").glob("artifacts/final/*/*/output/final.json")
+    result = json.loads(file.read_text(encoding="utf-8"))
+    best = max(trials, key=lambda trial: trial["history"][-1]["accuracy"])
+    assert result["hyperparameters"]["learning_rate"] == best["hyperparameters"]["learning_rate"]
+    assert [epoch for epoch, _ in result["changes"]] == [epoch for epoch, _ in best["changes"]]
+    assert result["test_openings"] == 1
+    assert result["search"]["trials"] == 4

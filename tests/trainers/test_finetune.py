@@ -143,6 +143,30 @@ def test_interrupted_trial_goes_on_to_the_same_weights(
     assert same(second.weights, whole[1])
 
 
+def test_training_goes_on_with_other_hyperparameters_as_a_population_does(
+    tone: TaskInputs, base: Path, tmp_path: Path
+) -> None:
+    other = {**GOOD, "learning_rate": 0.002, "label_smoothing": 0.1, "dropout": 0.1}
+    first, second = FineTuning(tone), FineTuning(tone)
+    first.start(GOOD)
+    first.train_epoch()
+    first.save(tmp_path)
+    second.start(other)
+    second.load(tmp_path)
+    while not second.is_finished:
+        second.train_epoch()
+    first.change(other)
+    while not first.is_finished:
+        first.train_epoch()
+    assert same(first.weights, second.weights)
+
+    task, data = make_task(tmp_path, "classification")
+    plan = training(base, task, data, tmp_path / "model")
+    finetune.train_and_export(replace(plan, changes=((1, Hyperparameters.model_validate(other)),)))
+    again = model.weights_of(tmp_path / "model")[1]
+    assert all(np.array_equal(weight, again[name]) for name, weight in first.weights.items())
+
+
 def test_adapters_train_and_the_matrices_beside_them_stay(tone: TaskInputs) -> None:
     slot = FineTuning(tone)
     scores, weights = train(slot, method="lora", learning_rate=0.02, epochs=6)

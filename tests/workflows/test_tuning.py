@@ -125,3 +125,24 @@ def test_a_budget_of_all_is_part_of_what_each_search_is(folder: Path) -> None:
     assert (found.trials, found.max_hours, found.least_trials) == (2, 2.0, 1)
     with pytest.raises(ConfigError, match=r"at least 2 trials each need 4; raise budget\.trials"):
         tune(folder, "budget={trials: 3, floor: 2}")
+
+
+PBT = search(scheduler="pbt", trials=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (search(scheduler="pbt"), "scheduler pbt compares trials: set 4 at least"),
+        ([*PBT, *search(searcher="tpe")], "scheduler pbt changes points on its way"),
+        ([*PBT, *search(**{"space.epochs": "[2, 3]"})], "pbt needs one value for all trials"),
+        ([*PBT, *search(**{"space.learning_rate": 0.01})], "give learning_rate, dropout,"),
+        (search(perturb_epochs=2), "perturb_epochs goes with scheduler: pbt"),
+    ],
+)
+def test_what_makes_no_population_is_refused(
+    folder: Path, changes: list[str], expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tune(folder, *changes)
+    assert expected in str(caught.value)
