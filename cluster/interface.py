@@ -108,7 +108,8 @@ class TrialResult:
 
     trial_id: str
     hyperparameters: dict[str, Any]
-    status: Literal["finished", "stopped", "failed"]
+    status: Literal["finished", "stopped", "failed", "cut"]
+    """`stopped` by the scheduler; `cut` when the search's time was over."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics after each epoch, oldest first."""
     error: str | None = None

@@ -33,6 +33,7 @@ from cluster.space import Dimension, Point, Range, Space
 SCORE = "score"
 EPOCH = "training_iteration"
 FINISHED = "finished"
+ERROR = "error"
 POINT = "point"
 """The key of a trial's hyperparameters in Tune's configuration."""
 # What the scheduler and searcher see instead of NaN: Tune's ASHA never stops a NaN trial.
@@ -121,19 +122,20 @@ def stopper(plan: SearchPlan) -> Stopper | None:
     search = plan.search
     if search.max_hours is None:
         return None
-    finished = sum(trial.status == "finished" for trial in plan.earlier)
-    return _Deadline(search.max_hours * 3600, search.least_trials - finished)
+    ended = sum(trial.status in {"finished", "failed"} for trial in plan.earlier)
+    return _Deadline(search.max_hours * 3600, search.least_trials - ended)
 
 
 class _Deadline(Stopper):  # type: ignore[misc]
-    """Ends a search when its time is over and enough trials have finished."""
+    """Ends a search when its time is over and enough trials have come to their end."""
 
     def __init__(self, seconds: float, least: int) -> None:
         self._seconds, self._least = seconds, least
         self._ends_at: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        self._least -= bool(result[FINISHED])
+        # One that failed, too: where all do, time must end the search.
+        self._least -= bool(result[FINISHED] or result[ERROR])
         return False
 
     def stop_all(self) -> bool:

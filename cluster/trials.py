@@ -24,7 +24,7 @@ from ray.tune import (
 from cluster import searchers
 from cluster.interface import Metrics, SearchPlan, Trial, TrialResult
 from cluster.logs import redirected
-from cluster.searchers import EPOCH, FINISHED, POINT, SCORE, WORST_SCORE
+from cluster.searchers import EPOCH, ERROR, FINISHED, POINT, SCORE, WORST_SCORE
 from cluster.snapshots import is_left_whole
 
 Listener = Callable[[str, Metrics], None]
@@ -34,7 +34,6 @@ EXPERIMENT = "search"
 _HISTORIES = "histories"
 
 # Keys of ours in Tune's result dictionaries, beside those of `searchers`.
-_ERROR = "error"
 _LINEAGE = "lineage"
 """Points by the epoch after which they began to hold."""
 _LINEAGE_FILE = "lineage.json"
@@ -74,7 +73,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
         return {
             "metrics": metrics,
             SCORE: WORST_SCORE if failed else score,
-            _ERROR: self._failure,
+            ERROR: self._failure,
             FINISHED: finished,
             _LINEAGE: self._lineage,
             "done": failed or finished,
@@ -172,6 +171,9 @@ def run(
         ),
         {"cpu": plan.worker.cpus, "gpu": plan.worker.gpus},
     )
+    # Ray keeps trainables by name, one list for all processes of a driver: with one name for all,
+    # of searches that begin at once each would train what began last.
+    trainable.__name__ = "".join(c if c.isalnum() else "_" for c in f"{log.stem}_{EXPERIMENT}")
     if not plan.trials:
         return list(plan.earlier)
     experiment = f"{directory}/{EXPERIMENT}"
@@ -209,6 +211,14 @@ def run(
         _listener.reset(token)
 
 
+def _status(error: str | None, *, finished: bool, stopped: bool) -> Any:
+    if error:
+        return "failed"
+    if finished:
+        return "finished"
+    return "stopped" if stopped else "cut"
+
+
 def _kept(plan: SearchPlan) -> int:
     """Checkpoints of a trial: with PBT others may yet go on from an older one."""
     return 3 if plan.search.scheduler == "pbt" else 1
@@ -220,14 +230,14 @@ def _results(grid: ResultGrid, histories: "_Histories") -> list[TrialResult]:
     trials = grid._experiment_analysis.trials  # noqa: SLF001
     for trial, result in zip(trials, grid, strict=True):
         last = result.metrics or {}
-        error = last.get(_ERROR) or (str(result.error) if result.error else None)
+        error = last.get(ERROR) or (str(result.error) if result.error else None)
         finished = last.get(FINISHED, False)
         (_, first), *changes = last.get(_LINEAGE) or [[0, trial.config[POINT]]]
         results.append(
             TrialResult(
                 trial_id=trial.trial_id,
                 hyperparameters=dict(first),
-                status="failed" if error else "finished" if finished else "stopped",
+                status=_status(error, finished=finished, stopped=last.get("done", False)),
                 history=histories.of(trial.trial_id),
                 error=error,
                 changes=[(epoch, dict(point)) for epoch, point in changes],

@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -25,7 +26,7 @@ _STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _FEATURES: dict[str, dict[str, Any]] = {
-    "tf-idf": {"ngram_range": (1, 2)},
+    "tf-idf": {"ngram_range": (1, 2), "token_pattern": _WORD.pattern},
     "tf-idf of characters": {"analyzer": "char_wb", "ngram_range": (2, 5)},
 }
 
@@ -34,34 +35,48 @@ def evaluate(
     kind: TaskType, train: Examples, validation: Examples, test: Examples
 ) -> dict[str, dict[str, float]]:
     """Test scores by baseline, trained on the rows the model is trained on."""
-    found = _predictions(kind, train, validation, test)
+    found = {
+        name: predictions
+        for name, predict in _methods(kind, train, validation, test).items()
+        if (predictions := _unless_empty(predict)) is not None
+    }
     return {name: kind.score(test.labels, predictions) for name, predictions in found.items()}
 
 
-def _predictions(
+def _unless_empty(predict: Callable[[], list[Prediction]]) -> list[Prediction] | None:
+    """What a method says; None where no text has a word that it could learn from."""
+    try:
+        return predict()
+    except ValueError as error:
+        if "empty vocabulary" not in str(error):
+            raise
+        return None
+
+
+def _methods(
     kind: TaskType, train: Examples, validation: Examples, test: Examples
-) -> dict[str, list[Prediction]]:
-    """What each baseline says of the test rows."""
+) -> Mapping[str, Callable[[], list[Prediction]]]:
+    """What each baseline says of the test rows, when it is asked."""
     match kind:
         case TokenClassification():
             return {
-                kind.constant: _majority_tags(train, test),
-                "dictionary": _dictionary(train, test),
+                kind.constant: partial(_majority_tags, train, test),
+                "dictionary": partial(_dictionary, train, test),
             }
         case QuestionAnswering():
             return {
-                kind.constant: _said(test.texts),
-                "sentence most like the question": _said(_likest_sentences(test)),
+                kind.constant: partial(_said, test.texts),
+                "sentence most like the question": partial(_likest_sentences, test),
             }
         case Generation():
             most_frequent = Counter(train.labels).most_common(1)[0][0]
             return {
-                kind.constant: _said([most_frequent] * len(test)),
-                "answer to the likest text": _said(_answers_to_likest(train, test)),
+                kind.constant: partial(_said, [most_frequent] * len(test)),
+                "answer to the likest text": partial(_answers_to_likest, train, test),
             }
         case OnePass():
-            return {kind.constant: _constant(kind, train, test)} | {
-                name: _tf_idf(kind, settings, train, validation, test)
+            return {kind.constant: partial(_constant, kind, train, test)} | {
+                name: partial(_tf_idf, kind, settings, train, validation, test)
                 for name, settings in _FEATURES.items()
             }
     raise NotImplementedError(type(kind))
@@ -71,20 +86,23 @@ def _said(texts: Iterable[str]) -> list[Prediction]:
     return [Prediction(text, None) for text in texts]
 
 
-def _likest_sentences(test: Examples) -> Iterator[str]:
+def _likest_sentences(test: Examples) -> list[Prediction]:
     """Of each text the sentence that shares most words with the question."""
-    for text, question in zip(test.texts, test.pairs or (), strict=True):
-        asked = set(_WORD.findall(question.lower()))
-        yield max(
-            _SENTENCE_END.split(text), key=lambda one: len(asked & set(_WORD.findall(one.lower())))
-        )
+
+    def words(text: str) -> set[str]:
+        return set(_WORD.findall(text.lower()))
+
+    return _said(
+        max(_SENTENCE_END.split(text), key=lambda one: len(words(question) & words(one)))
+        for text, question in zip(test.texts, test.pairs or (), strict=True)
+    )
 
 
-def _answers_to_likest(train: Examples, test: Examples) -> list[str]:
+def _answers_to_likest(train: Examples, test: Examples) -> list[Prediction]:
     """The answer to the training text with the greatest TF-IDF cosine."""
-    vectorizer = TfidfVectorizer(sublinear_tf=True).fit(train.texts)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=_WORD.pattern).fit(train.texts)
     alike = vectorizer.transform(test.texts) @ vectorizer.transform(train.texts).T
-    return [train.labels[row] for row in np.asarray(alike.argmax(axis=1)).ravel()]
+    return _said(train.labels[row] for row in np.asarray(alike.argmax(axis=1)).ravel())
 
 
 def _constant(kind: OnePass, train: Examples, test: Examples) -> list[Prediction]:

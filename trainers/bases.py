@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from trainers import tokenizer
@@ -13,7 +14,7 @@ from trainers.errors import DataError
 def take_in(folder: Path, directory: Path) -> dict[str, Any]:
     """Write a model as `transformers` writes it today, its tokenizer beside it; facts of it.
 
-    So whatever form the weights have in `folder`, what is made of the base reads one form.
+    So all is read once, whatever form the weights have in `folder`, before anything relies on it.
 
     Args:
         folder: a Hugging Face folder.
@@ -22,8 +23,8 @@ def take_in(folder: Path, directory: Path) -> dict[str, Any]:
     Raises:
         DataError: no base can be made of it; says why.
     """
-    model, missing = _loaded(folder)
-    network = model.config
+    found, missing = existing(folder)
+    network = found.config
     if network.is_encoder_decoder:
         raise DataError(
             f"{folder}: {network.model_type} is an encoder with a decoder; a base is one or the "
@@ -39,16 +40,40 @@ def take_in(folder: Path, directory: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder}: its tokenizer has {len(loaded)} tokens, its model {network.vocab_size}"
         )
-    model.save_pretrained(str(directory))
+    found.save_pretrained(str(directory))
     loaded.save_pretrained(str(directory))
-    return {"architecture": network.model_type, "parameters": model.num_parameters()}
+    return {"architecture": network.model_type, "parameters": found.num_parameters()}
 
 
-def _loaded(folder: Path) -> tuple[PreTrainedModel, list[str]]:
+def weights_of(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Configuration and weights of a Hugging Face folder, as plain values to hand to workers.
+
+    Names are those of the model's modules: in files some families call their weights otherwise, or
+    keep them in other pieces.
+    """
+    model, _ = existing(directory)
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
+        name for name, _ in model.named_parameters()
+    }
+    # NumPy has no bfloat16; trials train in fp32.
+    weights = {
+        name: tensor.detach().float().numpy()
+        for name, tensor in model.state_dict().items()
+        if name not in tied
+    }
+    network = model.config.to_dict()
+    network.pop("_name_or_path", None)  # where it lies now would go into what is made of it
+    return network, weights
+
+
+def existing(folder: Path) -> tuple[PreTrainedModel, list[str]]:
     """A model of the class it was saved from, and names of weights that its files lack.
 
     A language model keeps its head, then. Heads that are missing do not count: they are made anew
     for a task, or tied to the embeddings.
+
+    Raises:
+        DataError: there is no model in the folder.
     """
     try:
         names = AutoConfig.from_pretrained(str(folder)).architectures or [""]

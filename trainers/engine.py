@@ -140,6 +140,8 @@ class PlainEngine:
         self._optimizer, self._loss_function = optimizer, loss_function
         self._gradient_clipping = gradient_clipping
         self.clock = Clock()
+        self.is_updating = False
+        """Weights and optimizer may have changed in a step that did not end."""
         self.layout: Mapping[str, Any] = {
             "kind": "plain torch",
             "optimizer": type(optimizer).__name__,
@@ -166,7 +168,9 @@ class PlainEngine:
         mean = torch.stack(losses).mean()
         between = time.perf_counter()
         self.before_update()
+        self.is_updating = True
         result = self._update(mean, accept)
+        self.is_updating = False
         self._optimizer.zero_grad(set_to_none=True)
         self.clock.forward_backward += between - started
         self.clock.optimizer += time.perf_counter() - between

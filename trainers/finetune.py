@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from trainers import loop, memory, methods, model, optim, pairs, schedules, task_data, tokenizer
+from trainers import bases, loop, memory, methods, model, optim, schedules, task_data
 from trainers.engine import PlainEngine
-from trainers.errors import OutOfMemoryError
-from trainers.predict import Predictor
+from trainers.errors import DataError, OutOfMemoryError
+from trainers.predict import tokenizer_of
 from trainers.pretrain_config import ScheduleConfig
 from trainers.segments import Batch
 from trainers.task_config import Hyperparameters, TaskConfig
 from trainers.task_types import TaskType, type_of
-from trainers.task_types.base import Encoded, Examples, Prediction, TextType, collate
+from trainers.task_types.base import Encoded, TextType, collate
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class TaskInputs:
     weights: Mapping[str, NDArray[Any]]
     """The base's weights by name."""
     train: Encoded
+    whole: int
+    """Sequences of all training rows, of which `train` may be a share."""
     validation: Encoded
     truth: list[Any]
     """Labels of the validation rows."""
@@ -75,20 +77,25 @@ def task_inputs(
         use_gpu: or the CPU.
         label_fraction: share of the training rows that is used.
     """
-    loaded = _tokenizer(task, base)
-    network, weights = model.weights_of(base)
+    loaded = tokenizer_of(base, task)
+    network, weights = bases.weights_of(base)
     kind = type_of(task, task_data.load_labels(data))
-    model.require_positions(network, kind.head, task.max_length)
+    configured = kind.configure(network) | {"pad_token_id": loaded.pad_token_id}
+    model.require_positions(configured, kind.head, task.max_length)
     train, validation = (
         task_data.load(data, split) for split in (task_data.TRAIN, task_data.VALIDATION)
     )
+    encoded = kind.encode(train, loaded, network)
+    whole = len(encoded)
     if label_fraction < 1.0:
         train = task_data.fewer(train, label_fraction, type(kind), task.data.split.seed)
+        encoded = kind.encode(train, loaded, network)
     return TaskInputs(
         kind=kind,
-        network=kind.configure(network) | {"pad_token_id": loaded.pad_token_id},
+        network=configured,
         weights=weights,
-        train=kind.encode(train, loaded, network),
+        train=encoded,
+        whole=whole,
         validation=kind.encode(validation, loaded, network),
         truth=validation.labels,
         class_weights=kind.weights(train.labels),
@@ -96,13 +103,6 @@ def task_inputs(
         threads=threads,
         use_gpu=use_gpu,
     )
-
-
-def _tokenizer(task: TaskConfig, base: Path) -> PreTrainedTokenizerFast:
-    """The base's tokenizer as the task needs it."""
-    loaded = tokenizer.load(base)
-    loaded.model_max_length = task.max_length
-    return loaded if task.data.text_pair is None else pairs.with_separator(loaded)
 
 
 class FineTuning:
@@ -135,6 +135,11 @@ class FineTuning:
         """Begin a configuration from the base's weights, or from random ones."""
         self._settings = settings = Hyperparameters.model_validate(dict(hyperparameters))
         inputs = self._inputs
+        if settings.token_dropout and inputs.tokenizer.mask_token_id is None:
+            raise DataError(
+                "token_dropout puts the mask token in the place of others, and the base's "
+                "tokenizer has none; leave it out"
+            )
         self.model = model.for_task(
             inputs.network,
             None if self._from_scratch else inputs.weights,
@@ -210,8 +215,8 @@ class FineTuning:
 
     def _halve_micro_batches(self, error: OutOfMemoryError) -> None:
         """Do the step that failed again in smaller parts, and all behind it; the batch stays."""
-        if self._micro_batch_size == 1:
-            raise error
+        if self._micro_batch_size == 1 or self._engine.is_updating:
+            raise error  # a smaller part needs no less, or weights have changed already
         self._micro_batch_size = (self._micro_batch_size + 1) // 2
         self._engine.forget_gradients()
         if self._device.type == "cuda":
@@ -308,79 +313,14 @@ class FineTuning:
 
     def _training_batch(self, rows: Sequence[int], generator: np.random.Generator) -> Batch:
         batch = collate(self._inputs.train, rows, self._inputs.tokenizer.pad_token_id)
-        share, mask = self._settings.token_dropout, self._inputs.tokenizer.mask_token_id
-        if share and mask is not None:
+        if share := self._settings.token_dropout:
             shape = tuple(batch["input_ids"].shape)
             hidden = torch.from_numpy(generator.random(shape) < share)
             hidden &= batch["attention_mask"].bool()
-            batch["input_ids"] = batch["input_ids"].masked_fill(hidden, mask)
+            batch["input_ids"] = batch["input_ids"].masked_fill(
+                hidden, self._inputs.tokenizer.mask_token_id
+            )
         return batch
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training to its end, in a form that travels to another process."""
-
-    task: TaskConfig
-    base: Path
-    data: Path
-    hyperparameters: Hyperparameters
-    from_scratch: bool
-    output: Path
-    threads: int
-    use_gpu: bool
-    label_fraction: float = 1.0
-    """Share of the training rows that is used, in as many optimizer steps as all would take."""
-    changes: tuple[tuple[int, Hyperparameters], ...] = ()
-    """Epochs after which the training goes on with other hyperparameters."""
-
-
-def train_and_export(training: Training) -> dict[str, float]:
-    """Train every epoch and write the model's folder; its metrics on the validation rows."""
-    inputs = task_inputs(
-        training.task,
-        training.base,
-        training.data,
-        threads=training.threads,
-        use_gpu=training.use_gpu,
-        label_fraction=training.label_fraction,
-    )
-    point, changes = training.hyperparameters, dict(training.changes)
-    if training.label_fraction < 1.0:
-        rows = task_data.count(training.data, task_data.TRAIN)
-        steps = point.epochs * math.ceil(rows / point.batch_size)
-        epochs = math.ceil(steps / math.ceil(len(inputs.train) / point.batch_size))
-        changes = {
-            round(epoch * epochs / point.epochs): other.model_copy(update={"epochs": epochs})
-            for epoch, other in changes.items()
-        }
-        point = point.model_copy(update={"epochs": epochs})
-    tuning = FineTuning(inputs, from_scratch=training.from_scratch)
-    tuning.start(point.model_dump())
-    while not tuning.is_finished:
-        if tuning.epoch in changes:
-            tuning.change(changes[tuning.epoch].model_dump())
-        tuning.train_epoch()
-    scores = tuning.validate()
-    training.output.mkdir(parents=True)
-    tuning.export(training.output, _tokenizer(training.task, training.base))
-    return scores
-
-
-def test(training: Training) -> tuple[dict[str, float], list[Prediction]]:
-    """Metrics of a finished training on the test rows, and what it said of each."""
-    torch.set_num_threads(training.threads)
-    rows = task_data.load(training.data, task_data.TEST)
-    return evaluate(training.output, training.task, rows)
-
-
-def evaluate(
-    folder: Path, task: TaskConfig, examples: Examples
-) -> tuple[dict[str, float], list[Prediction]]:
-    """Metrics of a saved model on rows, and what it said of each."""
-    predictor = Predictor(folder, task)
-    found = predictor.answer(examples)
-    return predictor.kind.required_score(examples.labels, found), found
 
 
 def batches_by_length(

@@ -1,5 +1,6 @@
 """Task metrics, each from the library that defines it; what rows do not define is left out."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from itertools import chain
@@ -17,6 +18,10 @@ from sklearn.metrics import (
 )
 
 Scores = dict[str, float]
+
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_ROUGE_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+"""A word, or a character of Chinese and Japanese, which part words by nothing."""
 
 
 def of_labels(truth: Sequence[str], found: Sequence[str]) -> Scores:
@@ -94,7 +99,13 @@ def of_texts(truth: Sequence[str], found: Sequence[str]) -> Scores:
     """
     from torchmetrics.functional.text import rouge_score
 
-    scores = rouge_score(list(found), list(truth), rouge_keys="rougeL")
+    scores = rouge_score(
+        *(list(found), list(truth)),
+        rouge_keys="rougeL",
+        # The library's own knows the letters a to z alone.
+        normalizer=str.lower,
+        tokenizer=_ROUGE_TOKEN.findall,
+    )
     same = [one.strip() == other.strip() for one, other in zip(truth, found, strict=True)]
     return {"rouge_l": float(scores["rougeL_fmeasure"]), "exact_match": float(np.mean(same))}
 

@@ -1,6 +1,5 @@
 """`transformers` models: from a configuration or a checkpoint, per objective and per task."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,7 +15,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from trainers import segments
@@ -160,8 +157,14 @@ def require_positions(network: Mapping[str, Any], head: Any, length: int) -> Non
     """
     settings = dict(network)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    with torch.device("meta"):
-        first = segments.first_position(head.from_config(config))
+    try:
+        with torch.device("meta"):
+            first = segments.first_position(head.from_config(config))
+    except ValueError as error:
+        raise DataError(
+            f"transformers has no {head.__name__.removeprefix('AutoModelFor')} for a base of the "
+            f"family {config.model_type}; use another base or another type of task"
+        ) from error
     positions = getattr(config, "max_position_embeddings", first + length) - first
     if length > positions:
         raise DataError(
@@ -191,28 +194,6 @@ def load_base(model: PreTrainedModel, weights: Weights, *, keeps_head: bool = Fa
     if missing:
         raise DataError(f"the base lacks {len(missing)} weights of this model, first {missing[0]}")
     model.load_state_dict(shared, strict=False)
-
-
-def weights_of(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Configuration and weights of a Hugging Face folder, as plain values to hand to workers."""
-    config = AutoConfig.from_pretrained(str(directory))
-    # NumPy has no bfloat16; trials train in fp32.
-    weights = {
-        name: tensor.float().numpy()
-        for file in _weight_files(directory)
-        for name, tensor in load_file(str(directory / file)).items()
-    }
-    network = config.to_dict()
-    network.pop("_name_or_path", None)  # where it lies now would go into what is made of it
-    return network, weights
-
-
-def _weight_files(directory: Path) -> list[str]:
-    """Names of the files of a Hugging Face folder's weights: one, or those its index lists."""
-    index = directory / SAFE_WEIGHTS_INDEX_NAME
-    if not index.is_file():
-        return [SAFE_WEIGHTS_NAME]
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
 
 def export(

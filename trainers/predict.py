@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from trainers import tokenizer
+from trainers import pairs, tokenizer
 from trainers.task_config import TaskConfig
 from trainers.task_types import class_of, type_of
 from trainers.task_types.base import Examples, Prediction, TaskType
@@ -17,7 +17,8 @@ class Predictor:
     """A fine-tuned model ready to label texts."""
 
     def __init__(self, folder: Path, task: TaskConfig) -> None:
-        self._tokenizer = tokenizer.load(folder)
+        # Some tokenizers forget on loading the form for pairs that they were saved with.
+        self._tokenizer = tokenizer_of(folder, task)
         self._model, self.kind = _loaded(folder, task)
 
     def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Prediction]:
@@ -38,6 +39,13 @@ class Predictor:
             examples = replace(examples, labels=[])
         rows = self.kind.encode(examples, self._tokenizer, self._model.config.to_dict())
         return self.kind.answers(self._model, rows, self._tokenizer)
+
+
+def tokenizer_of(folder: Path, task: TaskConfig) -> PreTrainedTokenizerFast:
+    """A folder's tokenizer as a task needs it."""
+    loaded = tokenizer.load(folder)
+    loaded.model_max_length = task.max_length
+    return loaded if task.data.text_pair is None else pairs.with_separator(loaded)
 
 
 def _loaded(folder: Path, task: TaskConfig) -> tuple[PreTrainedModel, TaskType]:

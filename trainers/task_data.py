@@ -116,6 +116,12 @@ def load_labels(directory: Path) -> list[str]:
     return labels
 
 
+def digest_of_test(directory: Path) -> str:
+    """SHA-256 over the test rows, however they came to be: texts and labels, in their order."""
+    table = pyarrow.parquet.read_table(_file(directory, TEST))
+    return hashlib.sha256(json.dumps(table.to_pylist(), sort_keys=True).encode()).hexdigest()
+
+
 def test_texts(directory: Path) -> list[str]:
     """The texts that must stay unseen until the final evaluation, without their labels."""
     table = pyarrow.parquet.read_table(_file(directory, TEST))

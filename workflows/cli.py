@@ -166,9 +166,9 @@ def extend(
     finished = tuning.longest(opened.artifacts, step)
     if finished is None:
         raise usage_error(f"{step.name} has no finished search yet; run the pipeline first")
-    number = finished.facts["trials"] + int(trials)
+    number = tuning.ended(finished) + int(trials)
     console = Console(stderr=True) if as_json else out
-    console.print(f"{task}: from {finished.facts['trials']} to {number} trials", highlight=False)
+    console.print(f"{task}: from {tuning.ended(finished)} to {number} trials", highlight=False)
     longer = _open(pipeline, [*(overrides or ()), f"tasks.{task}.search.trials={number}"])
     allowed = longer.config.searches[task].trials
     if allowed < number:

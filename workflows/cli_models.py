@@ -97,8 +97,9 @@ def predict(
 
 def _prediction(row: dict[str, Any]) -> str:
     text = " | ".join(filter(None, [str(row["text"]), row.get("text_pair")]))
-    if row["score"] is None:  # the label is a number
-        return f"{row['label']:.4f}  {text}"
+    if row["score"] is None:  # the label is a number, or an answer
+        label = row["label"]
+        return f"{label:.4f}  {text}" if isinstance(label, float) else f"{label}  <- {text}"
     if isinstance(row["text"], list):
         pairs = zip(row["text"], row["label"], strict=True)
         return " ".join(word if label == "O" else f"{word}/{label}" for word, label in pairs)

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from trainers import baselines, finetune, task_data
-from trainers.finetune import Training
+from trainers import baselines, retraining, task_data
+from trainers.retraining import Training
 from trainers.task_config import MAY_CHANGE, Hyperparameters, Metric, merit_of
 from trainers.task_types import TaskType, type_of
 from trainers.task_types.base import Examples
@@ -180,7 +180,7 @@ def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int)
 
 
 def _train(context: StageContext, plans: Sequence[Training]) -> list[Trained]:
-    function = context.exchange().mapped(finetune.train_and_export)
+    function = context.exchange().mapped(retraining.train_and_export)
     scores = context.run.cluster.map(function, plans, context.run.execution.trials, context.log)
     task = context.spec(FinalSpec).task
     return [
@@ -208,11 +208,11 @@ def _opened_test(
     measured = [*candidates, *controls, *fewer]
     openings = open_test(
         context.run.paths.storage,
-        context.step.inputs["data"].fingerprint,
+        task_data.digest_of_test(context.input("data")),
         step=context.step.name,
         run=context.run.paths.run_id,
     )
-    function = context.exchange().mapped(finetune.test)
+    function = context.exchange().mapped(retraining.test)
     trainings = [one.training for one in measured]
     found = context.run.cluster.map(function, trainings, context.run.execution.trials, context.log)
     scores = [score for score, _ in found]

@@ -4,10 +4,10 @@ import json
 from datetime import UTC, datetime
 
 from workflows import storage
-from workflows.ledger import stem_of
 from workflows.storage import Storage
 
 _FOLDER = "openings"
+_DIGITS = 32
 
 
 def open_test(where: Storage, split: str, *, step: str, run: str) -> int:
@@ -18,11 +18,11 @@ def open_test(where: Storage, split: str, *, step: str, run: str) -> int:
 
     Args:
         where: the storage.
-        split: fingerprint of the step that made the split.
+        split: digest of its rows.
         step: which opens it.
         run: it is part of.
     """
-    folder = f"{_FOLDER}/{stem_of(split)}"
+    folder = f"{_FOLDER}/{split[:_DIGITS]}"
     opened_at = datetime.now(UTC).isoformat(timespec="seconds")
     entry = json.dumps({"schema_version": 1, "step": step, "run": run, "opened_at": opened_at})
     while True:

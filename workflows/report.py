@@ -108,7 +108,7 @@ def fractions(result: Mapping[str, Any]) -> list[tuple[int, list[Score]]]:
         of_line += [
             Score(name, line["baselines"][name][metric], None, 1)
             for name in rivals[:1]
-            if metric in line["baselines"][name]
+            if metric in line["baselines"].get(name, {})
         ]
         found.append((line["rows"], of_line))
     return found

@@ -161,9 +161,9 @@ def predict(folder: Path, task: dict[str, Any], texts: Sequence[str]) -> list[di
         rows = [text.split() for text in texts]
     elif config.data.text_pair is not None:
         if len(rows) % 2:
-            raise ConfigError(
-                f"the model compares two texts: give pairs, an even number, not {len(rows)}"
-            )
+            is_asked = config.type == "question_answering"
+            told = "answers from a text: give text, question" if is_asked else "compares two texts"
+            raise ConfigError(f"the model {told}: give pairs, an even number, not {len(rows)}")
         rows, pairs = rows[::2], rows[1::2]
     predictions = Predictor(folder, config).predict(rows, pairs)
     others: Sequence[str | None] = pairs or [None] * len(rows)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainers import bases, corpus, finetune, task_data, tokenizer, tokens
+from trainers import bases, corpus, retraining, task_data, tokenizer, tokens
 from trainers.task_types import class_of
 from workflows import corpora, final, pretraining, tuning
 from workflows.artifacts import Finished
@@ -107,11 +107,11 @@ def promote(context: StageContext) -> Facts:
         folder = store.verified(champion)
         open_test(
             context.run.paths.storage,
-            context.step.inputs["data"].fingerprint,
+            task_data.digest_of_test(context.input("data")),
             step=context.step.name,
             run=context.run.paths.run_id,
         )
-        scores, _ = finetune.evaluate(folder, spec.task, test)
+        scores, _ = retraining.evaluate(folder, spec.task, test)
         incumbent = Evaluation(str(champion), scores[spec.task.metric])
     challenger = Evaluation("the new model", result["test"][spec.task.metric])
     verdict = decide(

@@ -61,6 +61,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
         "of_earlier_search": len(earlier),
         "failed": sum(result.status == "failed" for result in results),
         "stopped": sum(result.status == "stopped" for result in results),
+        "cut": sum(result.status == "cut" for result in results),
         "best": best["hyperparameters"],
         "best_validation": best["history"][-1][spec.task.metric],
     }
@@ -75,16 +76,26 @@ def longest(artifacts: Artifacts, step: Step, most: int | None = None) -> Record
         most: trials that it may have.
     """
     wanted = _without_budget(plain(step.spec))
-    inputs = {name: ref.fingerprint for name, ref in step.inputs.items()}
+    inputs = _own({name: ref.fingerprint for name, ref in step.inputs.items()})
     found = [
         record
         for record in artifacts.ledger.commits(step.kind)
-        if (record.version, record.inputs) == (step.version, inputs)
+        if (record.version, _own(record.inputs)) == (step.version, inputs)
         and _without_budget(record.spec) == wanted
         and "trials" in record.facts  # what was taken in from elsewhere tells nothing
-        and (most is None or record.facts["trials"] <= most)
+        and (most is None or ended(record) <= most)
     ]
-    return max(found, key=lambda record: int(record.facts["trials"]), default=None)
+    return max(found, key=ended, default=None)
+
+
+def ended(record: Record) -> int:
+    """Trials of a search that came to their end; those that time cut off are run again."""
+    return int(record.facts["trials"] - record.facts.get("cut", 0))
+
+
+def _own(inputs: Mapping[str, str]) -> dict[str, str]:
+    """Inputs without others' searches: which points came first changes none of them."""
+    return {name: of for name, of in inputs.items() if not name.startswith(WARM_START)}
 
 
 def _without_budget(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +129,8 @@ def _trials_of(context: StageContext, record: Record) -> list[dict[str, Any]]:
     except DamagedArtifactError as error:
         context.progress.note(f"does not go on from an earlier search: {error}")
         return []
-    trials: list[dict[str, Any]] = json.loads((output / final.TRIALS).read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = json.loads((output / final.TRIALS).read_text(encoding="utf-8"))
+    trials = [trial for trial in found if trial["status"] != "cut"]
     context.progress.note(f"goes on from {len(trials)} trials of a finished search")
     return trials
 

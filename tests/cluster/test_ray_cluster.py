@@ -20,6 +20,7 @@ from toys import (
     fail,
     gang_rank_raises,
     gang_sum,
+    search_by_itself,
     write_to,
 )
 
@@ -215,6 +216,18 @@ def test_trials_have_the_hyperparameters_of_their_branch_alone(
         assert 1.0 <= point["x"] <= 2.0 if is_a else point["x"] == 5
 
 
+def test_searches_that_begin_at_once_train_each_their_own(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    values = [3.0, 4.0, 5.0, 6.0]
+    pending = [
+        cluster.submit(search_by_itself, tmp_path / f"task{n}", value, log=tmp_path / f"log{n}")
+        for n, value in enumerate(values)
+    ]
+    found = [one.result().unwrap() for one in pending]
+    assert found == [[value, value, 2 * value, 2 * value] for value in values]
+
+
 @pytest.mark.parametrize("searcher", ["random", "tpe"])
 def test_search_goes_on_from_one_with_fewer_trials(
     cluster: RayCluster, tmp_path: Path, searcher: Literal["random", "tpe"]
@@ -271,7 +284,7 @@ def test_search_ends_when_its_time_is_over(cluster: RayCluster, tmp_path: Path) 
     space = {"x": xs, "epochs": 2, "pause_s": 1.0}
     config = SearchConfig(trials=12, searcher="grid", max_hours=15 / 3600, space=space)
     results, _, starts = search(cluster, tmp_path, config)
-    assert {result.status for result in results} == {"finished", "stopped"}
+    assert {result.status for result in results} == {"finished", "cut"}
     assert len(starts) < 12
     for result in results:
         assert (len(result.history) == 2) == (result.status == "finished")

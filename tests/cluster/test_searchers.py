@@ -143,3 +143,24 @@ def test_lists_are_changed_to_their_neighbours_or_drawn_anew() -> None:
     found = [explore({"point": {"decay": 1}})["point"]["decay"] for _ in range(200)]
     assert set(found) == {1, 2, 3, 4, 5}
     assert found.count(1) + found.count(2) > 140
+
+
+def test_time_waits_for_the_least_and_for_no_more_when_all_fail() -> None:
+    ended = result("a", POINT, 0.5)
+    config = SearchConfig(max_hours=1e-9, least_trials=3, space=SPACE)
+    stopper: Any = searchers.stopper(
+        SearchPlan(
+            *(config, WorkerConfig()), metric="accuracy", max_epochs=4, slots=1, earlier=[ended]
+        )
+    )
+    stopper.stop_all()
+    said = []
+    for outcome in (
+        {"finished": False, "error": None},
+        {"finished": True, "error": None},
+        {"finished": False, "error": "ValueError: no"},
+    ):
+        stopper("b", outcome)
+        said.append(stopper.stop_all())
+    assert said == [False, False, True]
+    assert searchers.stopper(plan(3, [])) is None

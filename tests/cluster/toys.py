@@ -107,6 +107,26 @@ class ToyTrial:
         self.epoch = int((directory / "epoch").read_text())
 
 
+def search_by_itself(folder: Path, value: float) -> list[float]:
+    """A search in a process of the cluster, as steps are; the scores of its trials."""
+    from cluster.config import RetryConfig, SearchConfig, WorkerConfig
+    from cluster.interface import SearchPlan
+    from cluster.ray_cluster import RayCluster
+
+    folder.mkdir()
+    config = SearchConfig(trials=2, space={"x": value, "epochs": 2})
+    results = RayCluster(RetryConfig()).run_trials(
+        ToyTrial,
+        {"starts": folder / "starts"},
+        SearchPlan(config, WorkerConfig(), metric="score", max_epochs=2, slots=1),
+        directory=str(folder / "search"),
+        log=folder / f"{folder.name}.log",
+        on_result=lambda trial, metrics: None,
+    )
+    started = (folder / "starts").read_text(encoding="utf-8").split()[::2]
+    return [*map(float, started), *(result.history[-1]["score"] for result in results)]
+
+
 class LeavingError(RuntimeError):
     """By this name a gang tells that its node is about to go."""
 

@@ -89,6 +89,10 @@ def test_answers_are_found_and_written_from_a_folder(tmp_path: Path) -> None:
     (found,) = json.loads(asked.stdout)
     assert found["label"]
     assert found["label"] in "we met in Rome 9"
+    asked = pretune(
+        *("predict", "given.ask", "we met in Rome 9", "where", *storage[:2]), folder=tmp_path
+    )
+    assert asked.stdout == f"{found['label']}  <- we met in Rome 9 | where\n"
     written = pretune("predict", "given.write", "we met in Rome 9", *storage, folder=tmp_path)
     assert set(json.loads(written.stdout)[0]) == {"text", "label", "score"}
 

@@ -17,8 +17,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from trainers import finetune, task_data
-from trainers.finetune import Training
+from trainers import retraining, task_data
+from trainers.retraining import Training
 from trainers.task_config import Hyperparameters, TaskConfig
 from trainers.task_types import class_of
 from trainers.task_types.base import Examples
@@ -111,8 +111,8 @@ def test_same_base_data_and_hyperparameters_score_the_same(tmp_path: Path) -> No
             threads=1,
             use_gpu=False,
         )
-        finetune.train_and_export(plan)
-        ours.append(finetune.test(plan)[0]["accuracy"])
+        retraining.train_and_export(plan)
+        ours.append(retraining.test(plan)[0]["accuracy"])
         theirs.append(by_trainer(base, data, seed, tmp_path / f"trainer{seed}"))
     print(f"ours {ours}, Trainer's {theirs}")
     assert fmean(theirs) > 0.75  # of 0.9 that can be had: the task was learnt

@@ -12,11 +12,11 @@ import torch
 from conftest import WORDS
 from worlds import trained_base
 
-from trainers import baselines, finetune, model, pairs, task_data, tokenizer
+from trainers import baselines, bases, finetune, model, pairs, task_data, tokenizer
 from trainers.errors import DataError
 from trainers.finetune import FineTuning
 from trainers.metrics import of_spans, of_texts
-from trainers.predict import Predictor
+from trainers.predict import Predictor, tokenizer_of
 from trainers.segments import IGNORED_LABEL
 from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
 from trainers.task_types import class_of, type_of
@@ -136,7 +136,7 @@ def test_padding_changes_no_loss(base: Path, words: Any) -> None:
     examples = Examples(
         ["We met in Rome.", TEXT], [{"answers": ["Rome"], "start": 10}] * 2, ["Where?", "Where?"]
     )
-    network, weights = model.weights_of(base)
+    network, weights = bases.weights_of(base)
     rows = kind.encode(examples, words, network)
     assert len(rows) == 2
     tuned = model.for_task(kind.configure(network), weights, kind.head, dropout=0.0, seed=0).eval()
@@ -156,6 +156,7 @@ def test_padding_changes_no_loss(base: Path, words: Any) -> None:
         ("Rome", {"answers": ["Rome"], "start": 10}),
         (["Rome", "in Rome"], {"answers": ["Rome", "in Rome"], "start": 10}),
         ({"text": ["in"], "answer_start": [36]}, {"answers": ["in"], "start": 36}),
+        ({"text": "in", "answer_start": 36}, {"answers": ["in"], "start": 36}),
     ],
 )
 def test_answers_come_in_several_forms(label: Any, expected: dict[str, Any]) -> None:
@@ -200,6 +201,17 @@ def places(number: int) -> list[tuple[str, str, str]]:
     return rows
 
 
+def test_a_share_of_labels_takes_as_many_steps_as_all_windows(base: Path, tmp_path: Path) -> None:
+    task = task_of("question_answering", "f1", max_length=32)
+    rows = [(f"{text} {text} {text}", asked, said) for text, asked, said in places(60)]
+    data = prepared(tmp_path, task, rows)
+    few = finetune.task_inputs(task, base, data, threads=1, use_gpu=False, label_fraction=0.5)
+    whole = finetune.task_inputs(task, base, data, threads=1, use_gpu=False)
+    assert len(whole.train) > 1.5 * task_data.count(data, task_data.TRAIN)
+    assert few.whole == whole.whole == len(whole.train)
+    assert len(few.train) < whole.whole
+
+
 def test_questions_are_learnt_saved_and_answered(base: Path, tmp_path: Path) -> None:
     task = task_of("question_answering", "f1")
     data = prepared(tmp_path, task, places(320))
@@ -207,7 +219,7 @@ def test_questions_are_learnt_saved_and_answered(base: Path, tmp_path: Path) -> 
     scores = slot.validate()
     assert scores["f1"] > 0.8
     (tmp_path / "model").mkdir()
-    slot.export(tmp_path / "model", finetune._tokenizer(task, base))
+    slot.export(tmp_path / "model", tokenizer_of(base, task))
     predictor = Predictor(tmp_path / "model", task)
     rows = task_data.load(data, task_data.VALIDATION)
     again = predictor.kind.score(rows.labels, predictor.predict(rows.texts, rows.pairs))
@@ -261,6 +273,26 @@ def test_texts_are_scored_by_their_longest_common_part() -> None:
     assert found == {"exact_match": 0.5, "rouge_l": pytest.approx((2 / 3 + 1) / 2)}
 
 
+@pytest.mark.parametrize(
+    ("truth", "said", "expected"),
+    [
+        ("Привет, мир", "привет мир", 1.0),
+        ("schöne Grüße", "schöne Tage", 0.5),
+        ("今日は晴れ", "今日は雨", 2 * 3 / (5 + 4)),
+    ],
+)
+def test_texts_of_any_script_are_scored(truth: str, said: str, expected: float) -> None:
+    assert of_texts([truth], [said])["rouge_l"] == pytest.approx(expected)
+
+
+def test_texts_of_single_characters_have_baselines() -> None:
+    train = Examples(["3 + 4 =", "2 + 2 ="], ["7", "4"])
+    found = baselines.evaluate(writer(), train, train, Examples(["2 + 2 ="], ["4"]))
+    assert found["answer to the likest text"]["exact_match"] == 1.0
+    empty = Examples(["+ +", "- -"], ["7", "4"])
+    assert set(baselines.evaluate(writer(), empty, empty, empty)) == {"most frequent answer"}
+
+
 def replies(number: int) -> list[tuple[str, str, str]]:
     """Texts whose reply follows from one of their words."""
     generator = random.Random(0)
@@ -281,7 +313,7 @@ def test_replies_are_learnt_saved_and_written(base: Path, tmp_path: Path) -> Non
     assert scores["exact_match"] > 0.9
     assert scores["loss"] < 0.5
     (tmp_path / "model").mkdir()
-    slot.export(tmp_path / "model", finetune._tokenizer(task, base))
+    slot.export(tmp_path / "model", tokenizer_of(base, task))
     predictor = Predictor(tmp_path / "model", task)
     rows = task_data.load(data, task_data.VALIDATION)
     found = predictor.predict(rows.texts)
@@ -305,13 +337,13 @@ def test_adapters_of_a_writer_leave_the_bases_head_and_are_merged(
     scores = slot.validate()
     assert scores["loss"] < first
     (tmp_path / "model").mkdir()
-    slot.export(tmp_path / "model", finetune._tokenizer(task, base))
-    before, after = (model.weights_of(folder)[1] for folder in (base, tmp_path / "model"))
+    slot.export(tmp_path / "model", tokenizer_of(base, task))
+    before, after = (bases.weights_of(folder)[1] for folder in (base, tmp_path / "model"))
     assert np.array_equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     rows = task_data.load(data, task_data.VALIDATION)
     kind, words = slot._inputs.kind, slot._inputs.tokenizer
     saved = model.for_task(
-        *model.weights_of(tmp_path / "model"), kind.head, dropout=0.0, seed=9, keeps_head=True
+        *bases.weights_of(tmp_path / "model"), kind.head, dropout=0.0, seed=9, keeps_head=True
     )
     found = kind.answers(saved, kind.encode(rows, words, LLAMA), words)
     assert kind.score(rows.labels, found)["loss"] == pytest.approx(scores["loss"], rel=1e-5)

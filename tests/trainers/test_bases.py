@@ -18,6 +18,8 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     RobertaConfig,
     RobertaModel,
     T5Config,
@@ -27,6 +29,7 @@ from worlds import prepare
 
 from trainers import bases, model, tokenizer
 from trainers.errors import DataError
+from trainers.task_types.answers import QuestionAnswering
 from trainers.task_types.classification import Classification
 
 HEAD = Classification.head
@@ -70,7 +73,7 @@ def a_bert(kind: Callable[[BertConfig], Any] = BertModel) -> Any:
 def test_backbone_is_the_models_and_the_head_is_new(folder: Path, kind: Any) -> None:
     saved = a_bert(kind)
     saved.save_pretrained(folder)
-    network, weights = model.weights_of(taken(folder))
+    network, weights = bases.weights_of(taken(folder))
     tuned = model.for_task(network, weights, HEAD, dropout=0.0, seed=1)
     own = dict(tuned.bert.named_parameters())
     backbone = saved if kind is BertModel else saved.bert
@@ -84,7 +87,7 @@ def test_shards_half_precision_and_pickles_are_read(folder: Path) -> None:
     saved = a_bert(BertForMaskedLM)
     saved.half().save_pretrained(folder, max_shard_size="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
-    _, weights = model.weights_of(taken(folder))
+    _, weights = bases.weights_of(taken(folder))
     name = "bert.encoder.layer.1.output.dense.weight"
     assert np.array_equal(weights[name], saved.state_dict()[name].float().numpy())
 
@@ -94,7 +97,7 @@ def test_shards_half_precision_and_pickles_are_read(folder: Path) -> None:
     target = pickled.with_name("of-pickle")
     target.mkdir()
     bases.take_in(pickled, target)
-    assert np.array_equal(model.weights_of(target)[1][name], weights[name])
+    assert np.array_equal(bases.weights_of(target)[1][name], weights[name])
 
 
 def test_a_decoders_head_goes_on_where_the_task_keeps_it(folder: Path) -> None:
@@ -103,7 +106,7 @@ def test_a_decoders_head_goes_on_where_the_task_keeps_it(folder: Path) -> None:
     )
     saved = GPT2LMHeadModel(config)
     saved.save_pretrained(folder)
-    network, weights = model.weights_of(taken(folder))
+    network, weights = bases.weights_of(taken(folder))
     kept, new = (
         model.for_task(
             network, weights, AutoModelForCausalLM, dropout=0.0, seed=1, keeps_head=keeps
@@ -115,6 +118,49 @@ def test_a_decoders_head_goes_on_where_the_task_keeps_it(folder: Path) -> None:
     without = {name: array for name, array in weights.items() if name != "lm_head.weight"}
     with pytest.raises(DataError, match=r"lacks 1 weights of this model, first lm_head\.weight"):
         model.for_task(network, without, AutoModelForCausalLM, dropout=0.0, seed=1, keeps_head=True)
+
+
+def test_weights_that_files_call_otherwise_are_found(folder: Path) -> None:
+    saved = a_bert(BertForMaskedLM)
+    saved.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    renamed = {}
+    for name, weight in load_file(file).items():
+        for new, before in old.items():
+            name = name.replace(new, before)
+        renamed[name] = weight
+    assert any(name.endswith("gamma") for name in renamed)
+    save_file(renamed, file, metadata={"format": "pt"})
+    network, weights = bases.weights_of(taken(folder))
+    model.for_task(network, weights, HEAD, dropout=0.0, seed=1)
+    name = "bert.encoder.layer.0.output.LayerNorm.weight"
+    assert np.array_equal(weights[name], saved.state_dict()[name].numpy())
+
+
+def test_experts_that_files_keep_in_pieces_are_found(folder: Path) -> None:
+    config = MixtralConfig(
+        vocab_size=512,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    saved = MixtralForCausalLM(config)
+    saved.save_pretrained(folder)
+    network, weights = bases.weights_of(taken(folder))
+    tuned = model.for_task(network, weights, HEAD, dropout=0.0, seed=1)
+    for name, weight in saved.model.named_parameters():
+        assert torch.equal(weight, dict(tuned.model.named_parameters())[name]), name
+
+
+def test_a_family_without_the_types_head_is_refused() -> None:
+    gemma = {"model_type": "gemma3_text", "vocab_size": 64, "hidden_size": 16}
+    with pytest.raises(DataError, match="no QuestionAnswering for a base of the family gemma3"):
+        model.require_positions(gemma, QuestionAnswering.head, 8)
 
 
 def test_texts_longer_than_the_bases_positions_are_refused() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from worlds import LLAMA, Reports, moved, prepare, run
 
-from trainers import model, tokenizer
+from trainers import bases, model, tokenizer
 from trainers.config import ModelConfig
 from trainers.model import AutoModelForCausalLM
 
@@ -50,8 +50,8 @@ def test_weights_in_several_files_are_read_whole(tmp_path: Path) -> None:
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     whole.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
-    _, expected = model.weights_of(tmp_path / "whole")
-    _, found = model.weights_of(tmp_path / "sharded")
+    _, expected = bases.weights_of(tmp_path / "whole")
+    _, found = bases.weights_of(tmp_path / "sharded")
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
     config = ModelConfig.model_validate({"from": "sharded"})

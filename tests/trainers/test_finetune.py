@@ -11,10 +11,11 @@ from conftest import write_classification, write_entities
 from transformers import pipeline
 from worlds import trained_base
 
-from trainers import finetune, model, task_data, tokenizer
+from trainers import bases, finetune, retraining, task_data, tokenizer
 from trainers.errors import DataError
-from trainers.finetune import FineTuning, TaskInputs, Training, batches_by_length
+from trainers.finetune import FineTuning, TaskInputs, batches_by_length
 from trainers.predict import Predictor
+from trainers.retraining import Training
 from trainers.task_config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
 from trainers.task_types import class_of
 from trainers.task_types.base import Encoded
@@ -162,8 +163,10 @@ def test_training_goes_on_with_other_hyperparameters_as_a_population_does(
 
     task, data = make_task(tmp_path, "classification")
     plan = training(base, task, data, tmp_path / "model")
-    finetune.train_and_export(replace(plan, changes=((1, Hyperparameters.model_validate(other)),)))
-    again = model.weights_of(tmp_path / "model")[1]
+    retraining.train_and_export(
+        replace(plan, changes=((1, Hyperparameters.model_validate(other)),))
+    )
+    again = bases.weights_of(tmp_path / "model")[1]
     assert all(np.array_equal(weight, again[name]) for name, weight in first.weights.items())
 
 
@@ -272,11 +275,11 @@ def training(base: Path, task: TaskConfig, data: Path, output: Path) -> Training
 def test_exported_model_says_what_the_training_measured(base: Path, tmp_path: Path) -> None:
     task, data = make_task(tmp_path, "classification")
     plan = training(base, task, data, tmp_path / "model")
-    scores = finetune.train_and_export(plan)
-    again, _ = finetune.evaluate(plan.output, task, task_data.load(data, task_data.VALIDATION))
+    scores = retraining.train_and_export(plan)
+    again, _ = retraining.evaluate(plan.output, task, task_data.load(data, task_data.VALIDATION))
     assert again == {name: scores[name] for name in again}
     test = task_data.load(data, task_data.TEST)
-    _, predictions = finetune.test(plan)
+    _, predictions = retraining.test(plan)
     labels = [prediction.label for prediction in predictions]
     stock = pipeline("text-classification", model=str(plan.output))
     assert [answer["label"] for answer in stock(test.texts)] == labels
@@ -287,7 +290,7 @@ def test_words_behind_the_longest_text_get_the_label_that_claims_nothing(
 ) -> None:
     task, data = make_task(tmp_path, "token_classification")
     plan = training(base, task, data, tmp_path / "model")
-    finetune.train_and_export(plan)
+    retraining.train_and_export(plan)
     words = ["in", "Rome"] * 30
     (prediction,) = Predictor(plan.output, task.model_copy(update={"max_length": 10})).predict(
         [words]
@@ -298,7 +301,7 @@ def test_words_behind_the_longest_text_get_the_label_that_claims_nothing(
 
 
 def test_base_may_be_any_folder_with_its_own_special_tokens(base: Path) -> None:
-    network, weights = model.weights_of(base)
+    network, weights = bases.weights_of(base)
     assert network["vocab_size"] == len(tokenizer.load(base))
     assert all(weight.dtype == np.float32 for weight in weights.values())
     assert network["max_position_embeddings"] == 128
@@ -322,6 +325,6 @@ def test_fewer_labels_are_trained_in_as_many_steps(base: Path, tmp_path: Path) -
                 1
             ],
         )
-        finetune.train_and_export(plan)
+        retraining.train_and_export(plan)
     assert len(steps) == pytest.approx(GOOD["epochs"] * rows / 16, abs=rows / 4 / 16 + 1)
     assert (plan.output / "model.safetensors").is_file()

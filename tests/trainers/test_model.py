@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trainers import model, tokenizer
+from trainers import bases, model, tokenizer
 from trainers.config import ModelConfig, TokenizerConfig
 from trainers.errors import DataError
 from trainers.task_types.base import with_labels
@@ -76,7 +76,7 @@ def test_task_model_has_the_weights_of_its_base_and_a_head_of_its_own(
 ) -> None:
     built = build(words, architecture)
     model.export(tmp_path, built, dict(built.named_parameters()), words)
-    network, weights = model.weights_of(tmp_path)
+    network, weights = bases.weights_of(tmp_path)
     network = with_labels(network, ["a", "b", "c"], None)
 
     def backbone(seed: int, base: model.Weights | None) -> dict[str, np.ndarray[Any, Any]]:

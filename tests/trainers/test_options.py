@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from worlds import LENGTH, Reports, moved, prepare, pretrain_config, run
 
-from trainers import model, options, segments, tokenizer
+from trainers import bases, model, options, segments, tokenizer
 from trainers.config import ModelConfig
 from trainers.errors import DataError
 from trainers.pretrain import PretrainWork
@@ -163,8 +163,8 @@ def test_compiled_network_has_the_losses_and_names_of_a_plain_one(tmp_path: Path
     plain, found, graphs = json.loads(done.stdout.splitlines()[-1])
     assert graphs >= 1
     assert found == pytest.approx(plain, abs=1e-4)
-    _, names = model.weights_of(tmp_path / "compiled" / "output")
-    _, expected = model.weights_of(tmp_path / "plain" / "output")
+    _, names = bases.weights_of(tmp_path / "compiled" / "output")
+    _, expected = bases.weights_of(tmp_path / "plain" / "output")
     assert names.keys() == expected.keys()
 
 

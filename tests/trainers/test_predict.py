@@ -17,10 +17,10 @@ from transformers import (
     pipeline,
 )
 
-from trainers import finetune, model, task_data, tokenizer
+from trainers import bases, finetune, model, retraining, task_data, tokenizer
 from trainers.config import ModelConfig, TokenizerConfig
-from trainers.finetune import Training
 from trainers.predict import Predictor
+from trainers.retraining import Training
 from trainers.task_config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
 from trainers.task_types import class_of
 
@@ -82,7 +82,7 @@ def trained(folder: Path, family: str, kind: str, **point: Any) -> tuple[Trainin
         threads=1,
         use_gpu=False,
     )
-    return plan, finetune.train_and_export(plan)
+    return plan, retraining.train_and_export(plan)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_text_classifier_is_whole_and_says_what_training_measured(
         plan.output, output_loading_info=True
     )
     assert not any(report.values()), report
-    again, _ = finetune.evaluate(
+    again, _ = retraining.evaluate(
         plan.output, plan.task, task_data.load(plan.data, task_data.VALIDATION)
     )
     assert again == scores
@@ -123,7 +123,7 @@ def test_word_classifier_is_whole_and_says_what_training_measured(
         plan.output, output_loading_info=True
     )
     assert not any(report.values()), report
-    again, _ = finetune.evaluate(
+    again, _ = retraining.evaluate(
         plan.output, plan.task, task_data.load(plan.data, task_data.VALIDATION)
     )
     assert again == scores
@@ -167,7 +167,7 @@ def finished(folder: Path, family: str, task: TaskConfig, **point: Any) -> tuple
         threads=1,
         use_gpu=False,
     )
-    return plan, finetune.train_and_export(plan)
+    return plan, retraining.train_and_export(plan)
 
 
 def config_of(path: Path, **changes: Any) -> TaskDataConfig:
@@ -188,7 +188,9 @@ def test_pairs_are_compared_and_stock_pipelines_compare_them_alike(
     task = TaskConfig(type="classification", data=data, metric="auroc", max_length=MAX_LENGTH)
     plan, scores = finished(tmp_path, family, task, learning_rate=0.005, epochs=4)
     test = task_data.load(plan.data, task_data.TEST)
-    again, _ = finetune.evaluate(plan.output, task, task_data.load(plan.data, task_data.VALIDATION))
+    again, _ = retraining.evaluate(
+        plan.output, task, task_data.load(plan.data, task_data.VALIDATION)
+    )
     assert again == pytest.approx(scores)
     assert test.pairs is not None
     found = Predictor(plan.output, task).predict(test.texts, test.pairs)
@@ -297,7 +299,7 @@ def test_merged_model_is_whole_and_its_adapter_gives_the_same(
         plan.output, output_loading_info=True
     )
     assert not any(report.values()), report
-    again, _ = finetune.evaluate(
+    again, _ = retraining.evaluate(
         plan.output, plan.task, task_data.load(plan.data, task_data.VALIDATION)
     )
     assert again["accuracy"] == scores["accuracy"]
@@ -327,8 +329,8 @@ def test_merged_model_is_whole_and_its_adapter_gives_the_same(
 
 def test_method_of_an_encoder_trains_its_pooler_with_the_head(tmp_path: Path) -> None:
     plan, _ = trained(tmp_path, "bert", "classification", method="head", epochs=1)
-    _, base = model.weights_of(plan.base)
-    _, tuned = model.weights_of(plan.output)
+    _, base = bases.weights_of(plan.base)
+    _, tuned = bases.weights_of(plan.output)
     new = {n for n in tuned if n not in base or not np.array_equal(tuned[n], base[n])}
     assert new == {
         "bert.pooler.dense.bias",

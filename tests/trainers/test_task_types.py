@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
@@ -64,9 +65,27 @@ def test_every_word_carries_its_label_once(
     assert labels[labels != IGNORED_LABEL].tolist() == [1, 1, 1, 0]
     tokens = words.convert_ids_to_tokens(encoded.ids[0])
     labelled = [token for token, label in zip(tokens, labels, strict=True) if label >= 0]
-    of_words = [words.tokenize(word) for word in examples.texts[0]]
-    assert min(map(len, of_words)) > 1
-    assert labelled == [word[-1 if network is DECODER else 0] for word in of_words]
+    # With next to nothing but bytes the space before a word is a token, which is of no word.
+    of_words = [words.tokenize(word)[1:] for word in examples.texts[0]]
+    assert max(map(len, of_words)) > 1
+    assert labelled[1:] == [word[-1 if network is DECODER else 0] for word in of_words[1:]]
+
+
+@pytest.mark.parametrize("adds_space", [False, True])
+def test_words_are_the_tokens_they_are_in_running_text(adds_space: bool) -> None:
+    built = Tokenizer(models.BPE())
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=adds_space)
+    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False)
+    built.train_from_iterator(["we met in Rome, we met again in Rome"] * 9, trainer)
+    loaded = PreTrainedTokenizerFast(tokenizer_object=built, eos_token="<e>", pad_token="<e>")
+    words, labels = ["we", "met", "in", "Rome", ","], ["O", "O", "O", "B-place", "O"]
+    of_words = kind("token_classification", ["B-place", "O"])
+    encoded = of_words.encode(Examples([words], [labels]), loaded, ENCODER)
+    assert encoded.ids[0].tolist() == loaded("we met in Rome ,")["input_ids"]
+    tokens = loaded.convert_ids_to_tokens(encoded.ids[0])
+    (place,) = np.flatnonzero(encoded.labels[0] == 0)
+    assert tokens[place] == "ĠRome"
+    assert (encoded.labels[0] != IGNORED_LABEL).sum() == 5
 
 
 def test_word_without_a_token_moves_no_label_of_others(words: PreTrainedTokenizerFast) -> None:

@@ -103,6 +103,35 @@ def test_the_next_configuration_begins_with_whole_batches(base: Path, tmp_path: 
     assert tried[0] == 16
 
 
+def test_a_step_that_has_changed_weights_is_not_done_again(base: Path, tmp_path: Path) -> None:
+    task, data = classes(tmp_path)
+    slot = FineTuning(inputs_of(task, base, data))
+    slot.start(SETTINGS)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory, for the optimizer")
+
+    slot._engine._optimizer.register_step_pre_hook(fail)
+    with pytest.raises(OutOfMemoryError, match="for the optimizer"):
+        slot.train_epoch()
+
+
+def test_validation_that_does_not_fit_is_done_in_parts(base: Path, tmp_path: Path) -> None:
+    task, data = classes(tmp_path)
+    slot = FineTuning(inputs_of(task, base, data))
+    slot.start(SETTINGS)
+    expected, tried = slot.validate(), []
+
+    def check(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        tried.append(len(kwargs["input_ids"]))
+        if tried[-1] > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    slot.model.register_forward_pre_hook(check, with_kwargs=True)
+    assert slot.validate() == expected
+    assert max(tried[3:]) == 8
+
+
 def test_other_errors_are_not_taken_for_it(base: Path, tmp_path: Path) -> None:
     task, data = classes(tmp_path)
     slot = FineTuning(inputs_of(task, base, data))

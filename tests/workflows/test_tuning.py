@@ -14,7 +14,7 @@ from workflows.pipeline import build_steps
 from workflows.planning import plan
 from workflows.steps import Step
 from workflows.storage import Storage
-from workflows.tuning import longest
+from workflows.tuning import ended, longest
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def search(**changes: Any) -> list[str]:
     return [f"tasks.tone.search.{name}={value}" for name, value in changes.items()]
 
 
-def finish(artifacts: Artifacts, step: Step, trials: int) -> None:
+def finish(artifacts: Artifacts, step: Step, trials: int, **facts: int) -> None:
     known = artifacts.ledger.positions([step])[step.fingerprint]
     attempt = artifacts.begin(step, known, "run", 60.0)
     assert attempt is not None
     (attempt.output / "trials.json").write_text("[]", encoding="utf-8")
-    assert artifacts.commit(step, attempt, {"trials": trials}, run="run")
+    assert artifacts.commit(step, attempt, {"trials": trials, **facts}, run="run")
 
 
 def test_the_longest_that_differs_in_its_budget_alone(folder: Path, storage: Storage) -> None:
@@ -71,6 +71,26 @@ def test_another_search_is_not_gone_on_from(
     artifacts = Artifacts(local)
     finish(artifacts, tune(folder, *changes), 2)
     assert longest(artifacts, tune(folder, *search(trials=8))) is None
+
+
+def test_trials_that_time_cut_off_do_not_count(folder: Path, local: Storage) -> None:
+    artifacts = Artifacts(local)
+    finish(artifacts, tune(folder, *search(trials=8, max_hours=1)), 8, cut=5)
+    finish(artifacts, tune(folder, *search(trials=4)), 4)
+    found = longest(artifacts, tune(folder, *search(trials=8, max_hours=2)), 8)
+    assert found is not None
+    assert (found.facts["trials"], ended(found)) == (4, 4)
+    found = longest(artifacts, tune(folder, *search(trials=8, max_hours=2)), 3)
+    assert found is not None
+    assert ended(found) == 3
+
+
+def test_a_search_is_the_same_whatever_it_began_with(folder: Path, local: Storage) -> None:
+    artifacts = Artifacts(local)
+    finish(artifacts, tune(folder, *search(warm_start="[places]")), 2)
+    other = "tasks.places.search.trials=9"
+    found = longest(artifacts, tune(folder, *search(warm_start="[places]", trials=8), other))
+    assert found is not None
 
 
 def test_damaged_records_of_others_do_no_harm(folder: Path, local: Storage) -> None:

@@ -60,7 +60,8 @@ class QuestionAnswering(OnePass):
                 f"{config.label} holds no answer: it is a text, a list of texts that are right, or "
                 "SQuAD's {text: [...], answer_start: [...]}"
             )
-        start = starts[0] if starts is not None and len(starts) else row["text"].find(answers[0])
+        begins = [starts] if isinstance(starts, int) else list(starts or ())
+        start = begins[0] if begins else row["text"].find(answers[0])
         if row["text"][start : start + len(answers[0])] != answers[0] or start < 0:
             raise DataError(f"the answer {answers[0]!r} does not stand in {config.text}")
         return {"answers": answers, "start": int(start)}

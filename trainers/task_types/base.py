@@ -1,9 +1,9 @@
 """What every type of task answers: how its rows become tensors, what is learnt, what it says."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trainers.errors import DataError
+from trainers import memory
+from trainers.errors import DataError, OutOfMemoryError
 from trainers.segments import IGNORED_LABEL, Batch
 from trainers.task_config import TaskConfig, TaskDataConfig
+
+Answer = TypeVar("Answer")
 
 _ROWS_AT_ONCE = 64
 
@@ -168,17 +171,18 @@ class OnePass(TaskType):
     ) -> list[Prediction]:
         """What a model says of each row."""
         network.eval()
-        by_length = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
-        found: dict[int, NDArray[Any]] = {}
-        for start in range(0, len(by_length), _ROWS_AT_ONCE):
-            chosen = by_length[start : start + _ROWS_AT_ONCE]
+
+        def outputs(chosen: Sequence[int]) -> list[NDArray[Any]]:
             batch = collate(rows, chosen, tokenizer.pad_token_id)
             inputs = {name: batch[name].to(network.device) for name in batch if name != "labels"}
             logits = self.logits(network(**inputs), inputs)
             activated = self.activate(logits.float()).cpu().numpy()
-            for row, values in zip(chosen, activated, strict=True):
-                found[row] = values[: len(rows.ids[row])] if values.ndim == 2 else values
-        return self.predictions([found[row] for row in range(len(rows))], rows)
+            return [
+                values[: len(rows.ids[row])] if values.ndim == 2 else values
+                for row, values in zip(chosen, activated, strict=True)
+            ]
+
+        return self.predictions(by_length(rows, _ROWS_AT_ONCE, outputs), rows)
 
     @abstractmethod
     def activate(self, logits: Tensor) -> Tensor:
@@ -209,6 +213,33 @@ class TextType(OnePass):
     @abstractmethod
     def target(self, label: Any) -> NDArray[Any]:
         """A label as what the loss takes."""
+
+
+def by_length(
+    rows: Encoded, at_once: int, answer: Callable[[Sequence[int]], Sequence[Answer]]
+) -> list[Answer]:
+    """What `answer` says of each row, asked for several of similar length: little is padding.
+
+    Args:
+        rows: of a task.
+        at_once: rows that are asked for together; fewer when memory runs out.
+        answer: is given numbers of rows.
+    """
+    left = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
+    found: dict[int, Answer] = {}
+    while left:
+        chosen = left[:at_once]
+        try:
+            with memory.exhaustion_told_apart():
+                answers = answer(chosen)
+        except OutOfMemoryError:
+            if at_once == 1:
+                raise
+            at_once = (at_once + 1) // 2
+            continue
+        found.update(zip(chosen, answers, strict=True))
+        left = left[len(chosen) :]
+    return [found[row] for row in range(len(rows))]
 
 
 def labelled(targets: Tensor) -> float:

@@ -22,6 +22,7 @@ from trainers.task_types.base import (
     Network,
     Prediction,
     TaskType,
+    by_length,
     collate,
     labelled,
     require_text,
@@ -114,17 +115,15 @@ class Generation(TaskType):
         """What the model writes, always the likeliest token; and the loss of the true answers."""
         network.eval()
         end = pairs.around_answer(tokenizer)[2]
-        by_length = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
-        found: dict[int, Prediction] = {}
-        for start in range(0, len(by_length), _ROWS_AT_ONCE):
-            chosen = by_length[start : start + _ROWS_AT_ONCE]
+
+        def written(chosen: Sequence[int]) -> list[Prediction]:
             prompts = [_prompt(rows, row) for row in chosen]
             ids = torch.full((len(chosen), max(map(len, prompts))), tokenizer.pad_token_id)
             mask = torch.zeros_like(ids)
             for place, prompt in enumerate(prompts):  # the last token is where writing goes on
                 ids[place, -len(prompt) :] = torch.from_numpy(prompt)
                 mask[place, -len(prompt) :] = 1
-            written = network.generate(
+            tokens = network.generate(
                 input_ids=ids.to(network.device),
                 attention_mask=mask.to(network.device),
                 max_new_tokens=self.task.answer_length,
@@ -132,11 +131,14 @@ class Generation(TaskType):
                 eos_token_id=end,
                 pad_token_id=tokenizer.pad_token_id,
             )[:, ids.shape[1] :]
-            texts = tokenizer.batch_decode(_until(end, written), skip_special_tokens=True)
+            texts = tokenizer.batch_decode(_until(end, tokens), skip_special_tokens=True)
             losses = self._losses(network, rows, chosen, tokenizer.pad_token_id)
-            for row, text, loss in zip(chosen, texts, losses, strict=True):
-                found[row] = Prediction(text.strip(), None, loss=loss)
-        return [found[row] for row in range(len(rows))]
+            return [
+                Prediction(text.strip(), None, loss=loss)
+                for text, loss in zip(texts, losses, strict=True)
+            ]
+
+        return by_length(rows, _ROWS_AT_ONCE, written)
 
     def _losses(
         self, network: PreTrainedModel, rows: Encoded, chosen: Sequence[int], pad_token: int

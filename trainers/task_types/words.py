@@ -75,16 +75,22 @@ class TokenClassification(OnePass):
         On its first, as is usual; on its last where the model reads left to right: only there has
         it seen the whole word.
         """
+        # As one text, so that words become the tokens they are in running text: given one by one,
+        # many tokenizers take them for pieces of one long word.
         encoding = tokenizer(
-            list(examples.texts),
-            is_split_into_words=True,
+            [" ".join(words) for words in examples.texts],
             truncation=True,
             max_length=self.task.max_length,
+            return_offsets_mapping=True,
         )
         left_to_right = reads_left_to_right(network)
         ids = [np.asarray(row, dtype=np.int64) for row in encoding["input_ids"]]
         carriers = [
-            carriers_of(encoding.word_ids(row), len(words), left_to_right=left_to_right)
+            carriers_of(
+                words_of(encoding["offset_mapping"][row], words),
+                len(words),
+                left_to_right=left_to_right,
+            )
             for row, words in enumerate(examples.texts)
         ]
         numbers = {label: number for number, label in enumerate(self.labels)}
@@ -134,6 +140,22 @@ class TokenClassification(OnePass):
     def score(self, truth: Sequence[Any], found: Sequence[Prediction]) -> dict[str, float]:
         """Precision, recall and F1 of whole entities, accuracy of words."""
         return metrics.of_entities(truth, [one.label for one in found])
+
+
+def words_of(spans: Sequence[tuple[int, int]], words: Sequence[str]) -> list[int | None]:
+    """The word that each token ends in; None for special tokens, and for spaces alone.
+
+    Args:
+        spans: where the tokens begin and end in the words joined by single spaces.
+        words: of the text.
+    """
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    found: list[int | None] = []
+    for start, end in spans:
+        word = int(np.searchsorted(ends, end)) if end > start else len(words)
+        begins = int(ends[word]) - len(words[word]) if word < len(words) else end
+        found.append(word if end > begins else None)
+    return found
 
 
 def carriers_of(
