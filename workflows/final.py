@@ -24,6 +24,9 @@ RESULT = "final.json"
 MODEL = "model"
 PREDICTIONS = "predictions.json"
 
+_SHARE_OF_OTHERS = 0.1
+"""Of a learning rate that is good for adapters or a head, what is good for all weights."""
+
 
 Trial = Mapping[str, Any]
 """A `cluster.interface.TrialResult` as it stands in `trials.json`."""
@@ -102,7 +105,8 @@ def _scratch_points(
 ) -> list[Hyperparameters]:
     """The best point with each learning rate the control may choose; random weights train whole.
 
-    So where another method won, its rate is no measure: that of the best trial of all weights is.
+    So where another method won, its rate is no measure: that of the best trial of all weights is,
+    or a tenth where there was none (Biderman et al. 2024, arXiv:2405.09673, 5.1).
     """
     if not spec.controls.scratch:
         return []
@@ -110,7 +114,10 @@ def _scratch_points(
         Hyperparameters.model_validate(one["hyperparameters"])
         for one in ranked(trials, spec.task.metric)
     )
-    usual = next((one for one in found if one.method == "full"), point).learning_rate
+    share = 1.0 if point.method == "full" else _SHARE_OF_OTHERS
+    usual = next(
+        (one.learning_rate for one in found if one.method == "full"), share * point.learning_rate
+    )
     return [
         point.model_copy(
             update={

@@ -1,6 +1,11 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from workflows.final import NoTrialFinishedError, Trial, finished, ranked
+from trainers.task_config import Hyperparameters
+from workflows.final import NoTrialFinishedError, Trial, _scratch_points, finished, ranked
+from workflows.task_section import ControlsConfig
 
 
 def trial(name: str, status: str, *scores: float, error: str | None = None) -> Trial:
@@ -53,3 +58,33 @@ def test_lowest_is_best_where_the_metric_says_so() -> None:
 def test_search_whose_time_was_too_short_tells_the_way_out() -> None:
     with pytest.raises(NoTrialFinishedError, match=r"none of 1 trials finished: .*max_hours"):
         finished([trial("b", "stopped", 0.9)], "accuracy")
+
+
+def scratch_rates(*trials: tuple[str, float]) -> list[float]:
+    found = [
+        {
+            "hyperparameters": {"method": method, "learning_rate": rate},
+            "status": "finished",
+            "history": [{"accuracy": 1.0 - place / 10}],
+        }
+        for place, (method, rate) in enumerate(trials)
+    ]
+    spec: Any = SimpleNamespace(
+        controls=ControlsConfig(scratch=True), task=SimpleNamespace(metric="accuracy")
+    )
+    best = Hyperparameters.model_validate(found[0]["hyperparameters"])
+    points = _scratch_points(spec, best, found)
+    assert {point.method for point in points} == {"full"}
+    return [point.learning_rate for point in points]
+
+
+@pytest.mark.parametrize(
+    ("trials", "usual"),
+    [
+        ([("full", 0.01), ("full", 0.5)], 0.01),
+        ([("lora", 0.3), ("head", 0.9), ("full", 0.02), ("full", 0.5)], 0.02),
+        ([("lora", 0.3), ("head", 0.9)], 0.03),
+    ],
+)
+def test_control_tries_rates_for_all_weights(trials: list[tuple[str, float]], usual: float) -> None:
+    assert scratch_rates(*trials) == pytest.approx([usual / 2, usual, 2 * usual])

@@ -205,7 +205,7 @@ def test_what_a_stage_names_of_trainers_or_final_is_counted() -> None:
         if isinstance(node, ast.ImportFrom) and node.module == "trainers"
         for alias in node.names
     }
-    assert trainers > {"corpus", "finetune"}
+    assert trainers > {"corpus", "retraining"}
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     for entries in STAGE_SOURCES.values():
         module, _, function = entries[0].partition(":")
