@@ -288,6 +288,17 @@ def test_duplicates_with_other_labels_stay_together_in_stratified_splits(tmp_pat
     assert sum(map(len, keys)) == len(set.union(*keys)) == 40
 
 
+def test_test_rows_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    prepare(tmp_path, ROWS)
+    before = task_data.digest_of_test(tmp_path)
+    train = task_data.load(tmp_path, task_data.TRAIN).texts
+    prepare(tmp_path, [row for row in ROWS if row[0] != train[0]])
+    assert task_data.digest_of_test(tmp_path) == before
+    test = task_data.load(tmp_path, task_data.TEST).texts
+    prepare(tmp_path, [row for row in ROWS if row[0] != test[0]])
+    assert task_data.digest_of_test(tmp_path) != before
+
+
 def test_order_of_rows_moves_none_in_stratified_splits(tmp_path: Path) -> None:
     lines = [f"text {n},{'ab'[n % 2]}" for n in range(40)] + [
         f"text {n},c" for n in range(0, 40, 3)
