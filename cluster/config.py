@@ -1,6 +1,6 @@
 """Where things run and how hyperparameters are searched. Pure schemas: no Ray, fast to load."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -8,8 +8,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from cluster.schema import PositiveFloat, PositiveInt, Schema
 from cluster.space import Point, Range, Space, dimensions, drawn, grid, with_ranges
 
-_POPULATION = 4
-"""Of the least population a quarter is one trial."""
+POPULATION = 4
+"""Trials of the least population: a quarter of it is one."""
 _MANY = 1000
 """Trials of a search that only its time ends."""
 
@@ -190,7 +190,7 @@ class SearchConfig(Schema):
     warm_start: list[str] = []
     """Tasks whose best configurations are tried first; this search waits for theirs."""
 
-    def points(self, first: Sequence[Point] = ()) -> list[Point]:
+    def points(self, first: Sequence[Mapping[str, Any]] = ()) -> list[Point]:
         """What `grid` and `random` try, in this order; more random trials begin with the same."""
         if self.searcher == "grid":
             return grid(self.space)
@@ -223,8 +223,8 @@ class SearchConfig(Schema):
         if self.scheduler == "pbt":
             if self.searcher == "tpe":
                 raise ValueError("scheduler pbt changes points on its way; take searcher: random")
-            if self.trials < _POPULATION:
-                raise ValueError(f"scheduler pbt compares trials: set {_POPULATION} at least")
+            if "trials" not in self.model_fields_set or self.trials < POPULATION:
+                raise ValueError(f"scheduler pbt compares: set trials to {POPULATION} at least")
         if self.searcher == "grid":
             if self.warm_start:
                 raise ValueError("warm_start goes with searcher: random or tpe; grid tries all")

@@ -73,6 +73,8 @@ class SearchPlan:
     search: SearchConfig
     worker: WorkerConfig
     """What one trial is given."""
+    name: str
+    """Of this search and no other that runs at the same time; the same when it goes on."""
     metric: str
     """Of a trial's metrics, the one to bring as high as possible, or as low."""
     max_epochs: int
@@ -85,15 +87,16 @@ class SearchPlan:
     """Of the same search with fewer trials: they are not run again, and are all remembered."""
     may_change: Sequence[str] = ()
     """Hyperparameters that a trial can go on with other values of."""
-    first: Sequence[Point] = ()
+    first: Sequence[Mapping[str, Any]] = ()
     """Tried first, in so far as the space can take them."""
 
     def points(self) -> list[Point]:
         """What `grid` and `random` have yet to try, in this order."""
         left = self.search.points(self.first)
         for trial in self.earlier:
-            if trial.hyperparameters in left:
-                left.remove(trial.hyperparameters)
+            drawn = trial.drawn or trial.hyperparameters
+            if drawn in left:
+                left.remove(drawn)
         return left[: self.trials]
 
     @property
@@ -116,7 +119,9 @@ class TrialResult:
     """Why a failed trial failed."""
     changes: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     """Epochs after which it went on with another point, and which; `hyperparameters` is the first
-    then."""
+    then, of the trial it descends from."""
+    drawn: dict[str, Any] | None = None
+    """The point it began with itself, where that is another."""
 
 
 class Reporter(Protocol):

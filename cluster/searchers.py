@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ _MODE = "max"
 _STUDY = "optuna"
 _SEEDS = 2**32
 _PRIME = 1_000_003
+_FAILURES_IN_A_ROW = 10
+"""Of trials, after which none is waited for: where all fail, time must end the search."""
 _RESAMPLE = 0.25
 _FACTORS = (0.8, 1.25)
 
@@ -122,27 +124,29 @@ def stopper(plan: SearchPlan) -> Stopper | None:
     search = plan.search
     if search.max_hours is None:
         return None
-    ended = sum(trial.status in {"finished", "failed"} for trial in plan.earlier)
-    return _Deadline(search.max_hours * 3600, search.least_trials - ended)
+    finished = sum(trial.status == "finished" for trial in plan.earlier)
+    return _Deadline(search.max_hours * 3600, search.least_trials - finished)
 
 
 class _Deadline(Stopper):  # type: ignore[misc]
-    """Ends a search when its time is over and enough trials have come to their end."""
+    """Ends a search when its time is over and enough trials have finished, or only failed."""
 
     def __init__(self, seconds: float, least: int) -> None:
         self._seconds, self._least = seconds, least
+        self._failed = 0
         self._ends_at: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        # One that failed, too: where all do, time must end the search.
-        self._least -= bool(result[FINISHED] or result[ERROR])
+        self._least -= bool(result[FINISHED])
+        self._failed = 0 if result[FINISHED] else self._failed + bool(result[ERROR])
         return False
 
     def stop_all(self) -> bool:
         now = time.monotonic()
         if self._ends_at is None:  # the search has just begun
             self._ends_at = now + self._seconds
-        return now >= self._ends_at and self._least <= 0
+        is_waiting = self._least > 0 and self._failed < _FAILURES_IN_A_ROW
+        return now >= self._ends_at and not is_waiting
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ends_at": None}  # another process has another clock
@@ -221,7 +225,7 @@ class _Suggestions:
 
         return {POINT: space.point(self.space, pick)}
 
-    def asked_for(self, other: Point) -> dict[str, Any]:
+    def asked_for(self, other: Mapping[str, Any]) -> dict[str, Any]:
         """What the space can take of a point, as Optuna calls it."""
         found = space.taken(self.space, other)
         for place, _, dimension, _ in space.dimensions(self.space):

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, RootModel, ValidationError, model_validator
@@ -126,7 +126,9 @@ def point(space: Space, pick: Callable[[str, Dimension], Any]) -> Point:
     return found
 
 
-def drawn(space: Space, number: int, seed: int, first: Sequence[Point] = ()) -> list[Point]:
+def drawn(
+    space: Space, number: int, seed: int, first: Sequence[Mapping[str, Any]] = ()
+) -> list[Point]:
     """Random points; more of them begin with the same.
 
     Args:
@@ -149,7 +151,7 @@ def drawn(space: Space, number: int, seed: int, first: Sequence[Point] = ()) -> 
     return found
 
 
-def taken(space: Space, other: Point) -> Point:
+def taken(space: Space, other: Mapping[str, Any]) -> Point:
     """What a space can take of a point of another: values by the names that `point` tells."""
     found: Point = {}
     for place, name, dimension, branch in dimensions(space):

@@ -173,7 +173,7 @@ def run(
     )
     # Ray keeps trainables by name, one list for all processes of a driver: with one name for all,
     # of searches that begin at once each would train what began last.
-    trainable.__name__ = "".join(c if c.isalnum() else "_" for c in f"{log.stem}_{EXPERIMENT}")
+    trainable.__name__ = plan.name
     if not plan.trials:
         return list(plan.earlier)
     experiment = f"{directory}/{EXPERIMENT}"
@@ -232,6 +232,7 @@ def _results(grid: ResultGrid, histories: "_Histories") -> list[TrialResult]:
         last = result.metrics or {}
         error = last.get(ERROR) or (str(result.error) if result.error else None)
         finished = last.get(FINISHED, False)
+        drawn = dict(trial.evaluated_params.get(POINT) or trial.config[POINT])
         (_, first), *changes = last.get(_LINEAGE) or [[0, trial.config[POINT]]]
         results.append(
             TrialResult(
@@ -241,6 +242,7 @@ def _results(grid: ResultGrid, histories: "_Histories") -> list[TrialResult]:
                 history=histories.of(trial.trial_id),
                 error=error,
                 changes=[(epoch, dict(point)) for epoch, point in changes],
+                drawn=None if drawn == first else drawn,
             )
         )
     return results

@@ -14,6 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 
+from trainers.metrics import words
 from trainers.task_types.answers import QuestionAnswering
 from trainers.task_types.base import Encoded, Examples, OnePass, Prediction, TaskType
 from trainers.task_types.classification import MultiLabel
@@ -23,10 +24,9 @@ from trainers.task_types.words import TokenClassification
 
 _STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Inverse regularisations."""
-_WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _FEATURES: dict[str, dict[str, Any]] = {
-    "tf-idf": {"ngram_range": (1, 2), "token_pattern": _WORD.pattern},
+    "tf-idf": {"ngram_range": (1, 2), "tokenizer": words, "token_pattern": None},
     "tf-idf of characters": {"analyzer": "char_wb", "ngram_range": (2, 5)},
 }
 
@@ -89,18 +89,20 @@ def _said(texts: Iterable[str]) -> list[Prediction]:
 def _likest_sentences(test: Examples) -> list[Prediction]:
     """Of each text the sentence that shares most words with the question."""
 
-    def words(text: str) -> set[str]:
-        return set(_WORD.findall(text.lower()))
+    def shared(sentence: str, question: str) -> int:
+        return len(set(words(sentence.lower())) & set(words(question.lower())))
 
     return _said(
-        max(_SENTENCE_END.split(text), key=lambda one: len(words(question) & words(one)))
+        max(_SENTENCE_END.split(text), key=lambda one: shared(one, question))
         for text, question in zip(test.texts, test.pairs or (), strict=True)
     )
 
 
 def _answers_to_likest(train: Examples, test: Examples) -> list[Prediction]:
     """The answer to the training text with the greatest TF-IDF cosine."""
-    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=_WORD.pattern).fit(train.texts)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, tokenizer=words, token_pattern=None).fit(
+        train.texts
+    )
     alike = vectorizer.transform(test.texts) @ vectorizer.transform(train.texts).T
     return _said(train.labels[row] for row in np.asarray(alike.argmax(axis=1)).ravel())
 
@@ -184,18 +186,17 @@ def _usual_tag(train: Examples) -> Any:
 
 def _majority_tags(train: Examples, test: Examples) -> list[Prediction]:
     tag = _usual_tag(train)
-    return [Prediction([tag] * len(words), None) for words in test.texts]
+    return [Prediction([tag] * len(text), None) for text in test.texts]
 
 
 def _dictionary(train: Examples, test: Examples) -> list[Prediction]:
     """Each word's most frequent tag in training; the most frequent tag of all for new words."""
     by_word: dict[Any, Counter[str]] = {}
-    for words, tags in zip(train.texts, train.labels, strict=True):
-        for word, tag in zip(words, tags, strict=True):
+    for text, tags in zip(train.texts, train.labels, strict=True):
+        for word, tag in zip(text, tags, strict=True):
             by_word.setdefault(word, Counter())[tag] += 1
     default = _usual_tag(train)
     most_frequent = {word: tags.most_common(1)[0][0] for word, tags in by_word.items()}
     return [
-        Prediction([most_frequent.get(word, default) for word in words], None)
-        for words in test.texts
+        Prediction([most_frequent.get(word, default) for word in text], None) for text in test.texts
     ]

@@ -1,6 +1,6 @@
 """Task metrics, each from the library that defines it; what rows do not define is left out."""
 
-import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from itertools import chain
@@ -19,9 +19,31 @@ from sklearn.metrics import (
 
 Scores = dict[str, float]
 
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_ROUGE_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-"""A word, or a character of Chinese and Japanese, which part words by nothing."""
+_UNSPACED = (
+    ("\u0e00", "\u0eff"),
+    ("\u1000", "\u109f"),
+    ("\u1780", "\u17ff"),
+    ("\u3040", "\u30ff"),
+    ("\u3400", "\u4dbf"),
+    ("\u4e00", "\u9fff"),
+)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in any script; single characters where a script parts words by nothing.
+
+    Those are Chinese and Japanese, Thai, Lao, Burmese and Khmer.
+    """
+    parted = (
+        f" {character} "
+        if any(low <= character <= high for low, high in _UNSPACED)
+        # Marks are vowels, in the scripts of India.
+        else character
+        if character.isalnum() or unicodedata.category(character)[0] == "M"
+        else " "
+        for character in text
+    )
+    return "".join(parted).split()
 
 
 def of_labels(truth: Sequence[str], found: Sequence[str]) -> Scores:
@@ -104,7 +126,7 @@ def of_texts(truth: Sequence[str], found: Sequence[str]) -> Scores:
         rouge_keys="rougeL",
         # The library's own knows the letters a to z alone.
         normalizer=str.lower,
-        tokenizer=_ROUGE_TOKEN.findall,
+        tokenizer=words,
     )
     same = [one.strip() == other.strip() for one, other in zip(truth, found, strict=True)]
     return {"rouge_l": float(scores["rougeL_fmeasure"]), "exact_match": float(np.mean(same))}

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from cluster.config import SearchConfig
+from cluster.config import POPULATION, SearchConfig
 from trainers.config import PositiveFloat, PositiveInt, Schema
 
 
@@ -40,6 +40,11 @@ class BudgetConfig(Schema):
             return
         for name, share in _shares(self.trials, self.floor, searches).items():
             search = searches[name]
+            if search.scheduler == "pbt" and share < POPULATION:
+                yield (
+                    f"budget.trials: {self.trials} leave {share} trials to tasks.{name}.search; "
+                    f"scheduler: pbt needs {POPULATION}: raise it, or budget.floor"
+                )
             if search.searcher == "grid" and share < search.trials:
                 yield (
                     f"budget.trials: {self.trials} leave {share} of the {search.trials} points "

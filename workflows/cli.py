@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.capacity import CapacityError
+from cluster.config import POPULATION
 from cluster.interface import UnreachableError
 from workflows import history, session
 from workflows.cli_models import models, predict
@@ -166,6 +167,8 @@ def extend(
     finished = tuning.longest(opened.artifacts, step)
     if finished is None:
         raise usage_error(f"{step.name} has no finished search yet; run the pipeline first")
+    if opened.config.tasks[task].search.scheduler == "pbt" and int(trials) < POPULATION:
+        raise usage_error(f"--trials {trials}: a further population is {POPULATION} at least")
     number = tuning.ended(finished) + int(trials)
     console = Console(stderr=True) if as_json else out
     console.print(f"{task}: from {tuning.ended(finished)} to {number} trials", highlight=False)

@@ -54,7 +54,8 @@ def run(context: StageContext) -> Mapping[str, Any]:
     trials = json.loads((context.input("tune") / TRIALS).read_text(encoding="utf-8"))
     top = finished(trials, spec.task.metric)[: spec.final.top]
     plans = [_plan_of_trial(context, trial, seed) for trial in top for seed in seeds]
-    scratch_points = _scratch_points(spec, plans[0].hyperparameters, trials)
+    usual = Hyperparameters.model_validate(last_point(top[0]))
+    scratch_points = _scratch_points(spec, usual, trials)
     # The control's learning rate is chosen with one seed, at the same time.
     first = [_plan(context, "scratch", point, 0) for point in scratch_points]
     trained = _train(context, [*plans, *first])
@@ -86,6 +87,13 @@ def ranked(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
     return sorted(trials, key=last, reverse=True)
 
 
+def last_point(trial: Trial) -> Mapping[str, Any]:
+    """What a trial's hyperparameters were in the end."""
+    changes: Sequence[tuple[int, Mapping[str, Any]]] = trial.get("changes") or ()
+    found: Mapping[str, Any] = changes[-1][1] if changes else trial["hyperparameters"]
+    return found
+
+
 def finished(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
     """Those that trained to their last epoch, best first.
 
@@ -111,8 +119,7 @@ def _scratch_points(
     if not spec.controls.scratch:
         return []
     found = (
-        Hyperparameters.model_validate(one["hyperparameters"])
-        for one in ranked(trials, spec.task.metric)
+        Hyperparameters.model_validate(last_point(one)) for one in ranked(trials, spec.task.metric)
     )
     share = 1.0 if point.method == "full" else _SHARE_OF_OTHERS
     usual = next(

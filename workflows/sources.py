@@ -25,6 +25,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "tune": (
         "workflows.tuning:run",
         "workflows.final:finished",
+        "workflows.final:last_point",
         "workflows.final:TRIALS",
         "cluster.trials",
         "cluster.searchers",

@@ -70,6 +70,11 @@ class PipelineTask(TaskConfig):
             return self
         if len(set(self._values_of("epochs"))) > 1:
             raise ValueError("search.space.epochs: scheduler pbt needs one value for all trials")
+        if self.search.perturb_epochs >= self.max_epochs:
+            raise ValueError(
+                f"search.perturb_epochs {self.search.perturb_epochs}: scheduler pbt would compare "
+                f"nothing in {self.max_epochs} epochs; lower it, or raise epochs"
+            )
         tried = {
             name
             for _, name, dimension, _ in space.dimensions(self.search.space)

@@ -71,7 +71,9 @@ class Mirror:
         trials = json.loads((step.output / "trials.json").read_text("utf-8"))
         for trial in trials:
             run = self._begin(f"{name}.{trial['trial_id']}", {"mlflow.parentRunId": parent})
-            self._log(run, trial["hyperparameters"], enumerate(trial["history"], start=1))
+            changes = {"changes": trial["changes"]} if trial.get("changes") else {}
+            params = {**trial["hyperparameters"], **changes}
+            self._log(run, params, enumerate(trial["history"], start=1))
             status = "FAILED" if trial["status"] == "failed" else "FINISHED"
             self._client.set_terminated(run, status)
         return len(trials)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster import capacity
+from cluster.config import POPULATION
 from cluster.interface import SearchPlan, TrialResult
 from trainers import finetune
 from trainers.task_config import MAY_CHANGE
@@ -18,6 +19,7 @@ from workflows.steps import Step, plain
 
 _RAY = "ray"
 _EARLIER = "earlier.json"
+_DIGITS = 32
 
 # Of a search, what says how long it goes on, and not what it tries.
 _BUDGET = {"trials", "max_hours", "least_trials"}
@@ -41,6 +43,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
         SearchPlan(
             spec.search,
             worker,
+            name=f"search_{context.step.fingerprint[:_DIGITS]}",
             metric=spec.task.metric,
             lower_is_better=spec.task.lower_is_better,
             max_epochs=spec.max_epochs,
@@ -112,7 +115,9 @@ def _earlier(context: StageContext) -> Sequence[TrialResult]:
     name = f"{attempt.name}/work/{_RAY}/{_EARLIER}"
     if not storage.exists(name):
         trials: list[dict[str, Any]] = []
-        most = context.spec(TuneSpec).search.trials
+        search = context.spec(TuneSpec).search
+        # What is left must be a population of its own.
+        most = search.trials - (POPULATION if search.scheduler == "pbt" else 0)
         record = None
         if not attempt.claimed.committed:
             record = longest(context.artifacts, context.step, most)
@@ -135,13 +140,13 @@ def _trials_of(context: StageContext, record: Record) -> list[dict[str, Any]]:
     return trials
 
 
-def _winners(context: StageContext) -> list[dict[str, Any]]:
+def _winners(context: StageContext) -> list[Mapping[str, Any]]:
     """The best configurations of the tasks that `search.warm_start` names."""
-    found = []
+    found: list[Mapping[str, Any]] = []
     for name, ref in context.step.inputs.items():
         if name.startswith(WARM_START):
             metric = context.records[name].spec["task"]["metric"]
             text = (context.input(name) / final.TRIALS).read_text(encoding="utf-8")
-            found.append(final.finished(json.loads(text), metric)[0]["hyperparameters"])
+            found.append(final.last_point(final.finished(json.loads(text), metric)[0]))
             context.progress.note(f"tries first what was best in {ref.name}")
     return found

@@ -43,6 +43,7 @@ def test_search_tries_every_trial_and_survives_the_one_that_raises(tmp_path: Pat
         SearchPlan(
             SearchConfig(trials=20, space={"x": [-1, 1, 2], "epochs": 2}),
             WorkerConfig(),
+            name="search",
             metric="score",
             max_epochs=2,
             slots=1,
@@ -71,6 +72,7 @@ def test_samples_stay_in_their_range(tmp_path: Path) -> None:
         SearchPlan(
             SearchConfig(trials=50, space=space),
             WorkerConfig(),
+            name="search",
             metric="score",
             max_epochs=1,
             slots=1,

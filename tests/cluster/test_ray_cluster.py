@@ -131,7 +131,7 @@ def search(
     results = cluster.run_trials(
         ToyTrial,
         {"starts": starts, "marker": folder / "died"},
-        SearchPlan(config, ONE, metric="score", max_epochs=4, slots=1, **more),
+        SearchPlan(config, ONE, name="search", metric="score", max_epochs=4, slots=1, **more),
         directory=str(folder / directory),
         log=folder / "log",
         on_result=lambda trial, metrics: reports.append(metrics),
@@ -254,29 +254,38 @@ def test_search_goes_on_from_one_with_fewer_trials(
     assert len(starts) == len(begun) + 3
 
 
+def sum_of_course(result: TrialResult, epochs: int) -> float:
+    """Of the values of `x` that held in each epoch, as the trial's line of descent tells them."""
+    course = [(0, result.hyperparameters), *result.changes]
+    return sum(
+        next(point["x"] for begun, point in reversed(course) if begun <= epoch)
+        for epoch in range(epochs)
+    )
+
+
 def test_population_goes_on_from_its_best(cluster: RayCluster, tmp_path: Path) -> None:
     config = SearchConfig(
         trials=4, scheduler="pbt", space={"x": Range(uniform=(1.0, 9.0)), "epochs": 6}
     )
     results, _, _ = search(cluster, tmp_path, config, may_change=["x"])
     assert [result.status for result in results] == ["finished"] * 4
-    changed = [result for result in results if result.changes]
-    assert changed
-    drawn = {point["x"] for point in config.points()}
-    for result in changed:
-        epochs = [epoch for epoch, _ in result.changes]
-        assert epochs == sorted(epochs)
-        assert all(1 <= epoch < 6 for epoch in epochs)
-        last = result.changes[-1][1]
-        assert last.keys() == result.hyperparameters.keys()
-        assert 1.0 <= last["x"] <= 9.0
-        assert result.hyperparameters["x"] in drawn  # of the trial it descends from
-        # The toy's score is that of the value it has now: so it really went on with this one.
-        assert result.history[-1]["score"] == pytest.approx(6 * last["x"])
-    unchanged = [result for result in results if not result.changes]
-    assert all(r.history[-1]["score"] == 6 * r.hyperparameters["x"] for r in unchanged)
-    best_drawn = max(drawn)
-    assert max(r.history[-1]["score"] for r in results) >= 6 * best_drawn
+    drawn = [point["x"] for point in config.points()]
+    assert [(result.drawn or result.hyperparameters)["x"] for result in results] == drawn
+    assert any(result.drawn for result in results)  # it descends from another
+    assert any(result.changes for result in results)
+    for result in results:
+        assert result.hyperparameters["x"] in drawn
+        assert [epoch for epoch, _ in result.changes] == sorted(e for e, _ in result.changes)
+        assert all(1.0 <= point["x"] <= 9.0 for _, point in result.changes)
+        # The toy adds up what it was trained with: its weights went with the line of descent.
+        assert result.history[-1]["sum"] == pytest.approx(sum_of_course(result, 6))
+    assert max(result.history[-1]["sum"] for result in results) >= 6 * max(drawn) * 0.8
+
+    more = config.model_copy(update={"trials": 8})
+    found, _, _ = search(cluster, tmp_path, more, "more", may_change=["x"], earlier=results)
+    assert found[:4] == results
+    tried = [(result.drawn or result.hyperparameters)["x"] for result in found]
+    assert tried == [point["x"] for point in more.points()]
 
 
 def test_search_ends_when_its_time_is_over(cluster: RayCluster, tmp_path: Path) -> None:
@@ -317,7 +326,9 @@ def test_lowest_score_survives_where_lower_is_better(cluster: RayCluster, tmp_pa
     results = cluster.run_trials(
         ToyTrial,
         {"starts": tmp_path / "starts"},
-        SearchPlan(config, ONE, metric="score", max_epochs=4, slots=1, lower_is_better=True),
+        SearchPlan(
+            config, ONE, name="search", metric="score", max_epochs=4, slots=1, lower_is_better=True
+        ),
         directory=str(tmp_path / "search"),
         log=tmp_path / "log",
         on_result=lambda trial, metrics: None,
@@ -412,7 +423,9 @@ class InterruptedSearch:
         return self.cluster.run_trials(
             ToyTrial,
             {"starts": self.folder / "starts"},
-            SearchPlan(config, ONE, metric="score", max_epochs=3, slots=1, may_change=["x"]),
+            SearchPlan(
+                config, ONE, name="search", metric="score", max_epochs=3, slots=1, may_change=["x"]
+            ),
             directory=str(self.folder / directory),
             log=self.folder / "log",
             on_result=listen,
@@ -441,9 +454,9 @@ def test_interrupted_search_goes_on_and_reports_to_its_new_run(
 def test_interrupted_population_goes_on(cluster: RayCluster, tmp_path: Path) -> None:
     results = InterruptedSearch(cluster, tmp_path, scheduler="pbt").go_on()
     assert [result.status for result in results] == ["finished"] * 6
+    assert any(result.changes for result in results)
     for result in results:
-        points = [result.hyperparameters, *(point for _, point in result.changes)]
-        assert result.history[-1]["score"] == pytest.approx(3 * points[-1]["x"])
+        assert result.history[-1]["sum"] == pytest.approx(sum_of_course(result, 3))
 
 
 def without_snapshots(search: Path) -> None:

@@ -1,5 +1,6 @@
 """What searchers and schedulers remember of earlier trials. No Ray runs here."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ def plan(trials: int, earlier: list[TrialResult], **changes: Any) -> SearchPlan:
     config = SearchConfig(trials=trials, space=SPACE, **changes)
     return SearchPlan(
         *(config, WorkerConfig()),
+        name="search",
         metric="accuracy",
         max_epochs=4,
         slots=1,
@@ -100,6 +102,7 @@ def test_asha_measures_by_the_rungs_of_earlier_trials(lower_is_better: bool) -> 
     config = SearchConfig(trials=9, space=SPACE, scheduler="asha")
     known = SearchPlan(
         *(config, WorkerConfig()),
+        name="search",
         metric="accuracy",
         max_epochs=4,
         slots=1,
@@ -148,19 +151,31 @@ def test_lists_are_changed_to_their_neighbours_or_drawn_anew() -> None:
 def test_time_waits_for_the_least_and_for_no_more_when_all_fail() -> None:
     ended = result("a", POINT, 0.5)
     config = SearchConfig(max_hours=1e-9, least_trials=3, space=SPACE)
-    stopper: Any = searchers.stopper(
-        SearchPlan(
-            *(config, WorkerConfig()), metric="accuracy", max_epochs=4, slots=1, earlier=[ended]
-        )
+    plan_with_time = SearchPlan(
+        *(config, WorkerConfig()),
+        name="search",
+        metric="accuracy",
+        max_epochs=4,
+        slots=1,
+        earlier=[ended],
     )
+    stopper: Any = searchers.stopper(plan_with_time)
     stopper.stop_all()
     said = []
     for outcome in (
-        {"finished": False, "error": None},
-        {"finished": True, "error": None},
         {"finished": False, "error": "ValueError: no"},
+        {"finished": True, "error": None},
+        {"finished": True, "error": None},
     ):
         stopper("b", outcome)
         said.append(stopper.stop_all())
     assert said == [False, False, True]
+
+    waiting: Any = searchers.stopper(dataclasses.replace(plan_with_time, earlier=[]))
+    waiting.stop_all()
+    for _ in range(9):
+        waiting("b", {"finished": False, "error": "ValueError: no"})
+    assert not waiting.stop_all()
+    waiting("b", {"finished": False, "error": "ValueError: no"})
+    assert waiting.stop_all()
     assert searchers.stopper(plan(3, [])) is None

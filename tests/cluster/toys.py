@@ -82,12 +82,14 @@ class ToyTrial:
 
     def start(self, hyperparameters: Mapping[str, Any]) -> None:
         self.x, self.epochs, self.epoch = hyperparameters["x"], hyperparameters["epochs"], 0
+        self.sum = 0.0
         self.pause_s = hyperparameters.get("pause_s", 0.0)
         with Path(self.shared["starts"]).open("a") as file:
             file.write(f"{self.x} {os.getpid()}\n")
 
     def step(self) -> dict[str, float]:
         self.epoch += 1
+        self.sum += self.x
         time.sleep(self.pause_s)
         if self.x == -1:
             raise ValueError("minus one")
@@ -98,13 +100,14 @@ class ToyTrial:
                 print("x" * (1 << 20))
         if self.x == -3 and self.epoch == 2:
             die_once(Path(self.shared["marker"]))
-        return {"score": float(self.x * self.epoch)}
+        return {"score": float(self.x * self.epoch), "sum": float(self.sum)}
 
     def save(self, directory: Path) -> None:
-        (directory / "epoch").write_text(str(self.epoch))
+        (directory / "epoch").write_text(f"{self.epoch} {self.sum}")
 
     def load(self, directory: Path) -> None:
-        self.epoch = int((directory / "epoch").read_text())
+        epoch, total = (directory / "epoch").read_text().split()
+        self.epoch, self.sum = int(epoch), float(total)
 
 
 def search_by_itself(folder: Path, value: float) -> list[float]:
@@ -118,7 +121,9 @@ def search_by_itself(folder: Path, value: float) -> list[float]:
     results = RayCluster(RetryConfig()).run_trials(
         ToyTrial,
         {"starts": folder / "starts"},
-        SearchPlan(config, WorkerConfig(), metric="score", max_epochs=2, slots=1),
+        SearchPlan(
+            *(config, WorkerConfig()), name=folder.name, metric="score", max_epochs=2, slots=1
+        ),
         directory=str(folder / "search"),
         log=folder / f"{folder.name}.log",
         on_result=lambda trial, metrics: None,

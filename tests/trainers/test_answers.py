@@ -279,6 +279,8 @@ def test_texts_are_scored_by_their_longest_common_part() -> None:
         ("Привет, мир", "привет мир", 1.0),
         ("schöne Grüße", "schöne Tage", 0.5),
         ("今日は晴れ", "今日は雨", 2 * 3 / (5 + 4)),
+        ("हिन्दी की किताब", "हिन्दी का घर", 1 / 3),
+        ("ดี", "ดี", 1.0),
     ],
 )
 def test_texts_of_any_script_are_scored(truth: str, said: str, expected: float) -> None:

@@ -153,7 +153,12 @@ PBT = search(scheduler="pbt", trials=4)
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (search(scheduler="pbt"), "scheduler pbt compares trials: set 4 at least"),
+        (search(scheduler="pbt"), "scheduler pbt compares: set trials to 4 at least"),
+        ([*PBT, *search(perturb_epochs=2)], "would compare nothing in 2 epochs"),
+        (
+            [*PBT, "budget={trials: 5}"],
+            "leave 3 trials to tasks.tone.search",
+        ),
         ([*PBT, *search(searcher="tpe")], "scheduler pbt changes points on its way"),
         ([*PBT, *search(**{"space.epochs": "[2, 3]"})], "pbt needs one value for all trials"),
         ([*PBT, *search(**{"space.learning_rate": 0.01})], "give learning_rate, dropout,"),
