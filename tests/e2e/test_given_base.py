@@ -108,7 +108,7 @@ def test_what_a_population_found_is_trained_again(tmp_path: Path) -> None:
         "search": {
             "trials": 4,
             "scheduler": "pbt",
-            "space": {"learning_rate": {"loguniform": [1e-5, 3e-2]}, "epochs": 5, "dropout": 0.0},
+            "space": {"learning_rate": {"loguniform": [1e-5, 3e-2]}, "epochs": 8, "dropout": 0.0},
         },
         "final": {"seeds": 2},
         "controls": {"scratch": True, "label_fractions": [0.5]},
