@@ -1,7 +1,7 @@
 # make demo    install, get the demo data, run the whole pipeline
 # make encoder the same task from an encoder that others pretrained
 # make test    install with test tools, then lint, types and every test that needs no GPU
-# make check   the quick part of it: lint, types, tests without Ray (under two minutes)
+# make check   the quick part of it: lint, types, tests without Ray (about three minutes)
 # make venv    the install alone
 
 PYTHON ?= python3

@@ -160,6 +160,8 @@ def run(
     on_result: Listener,
 ) -> list[TrialResult]:
     """Search for the best metric; see `cluster.interface.Cluster.run_trials`."""
+    if not plan.trials:
+        return list(plan.earlier)
     trainable = tune.with_resources(
         tune.with_parameters(
             TrialSlot,
@@ -174,8 +176,6 @@ def run(
     # Ray keeps trainables by name, one list for all processes of a driver: with one name for all,
     # of searches that begin at once each would train what began last.
     trainable.__name__ = plan.name
-    if not plan.trials:
-        return list(plan.earlier)
     experiment = f"{directory}/{EXPERIMENT}"
     # Tune would add CSV, JSON and TensorBoard writers to every trial.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"

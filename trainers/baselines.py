@@ -74,12 +74,11 @@ def _methods(
                 kind.constant: partial(_said, [most_frequent] * len(test)),
                 "answer to the likest text": partial(_answers_to_likest, train, test),
             }
-        case OnePass():
-            return {kind.constant: partial(_constant, kind, train, test)} | {
-                name: partial(_tf_idf, kind, settings, train, validation, test)
-                for name, settings in _FEATURES.items()
-            }
-    raise NotImplementedError(type(kind))
+    assert isinstance(kind, OnePass)  # the other types are above
+    return {kind.constant: partial(_constant, kind, train, test)} | {
+        name: partial(_tf_idf, kind, settings, train, validation, test)
+        for name, settings in _FEATURES.items()
+    }
 
 
 def _said(texts: Iterable[str]) -> list[Prediction]:

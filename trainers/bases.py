@@ -23,17 +23,18 @@ def take_in(folder: Path, directory: Path) -> dict[str, Any]:
     Raises:
         DataError: no base can be made of it; says why.
     """
-    found, missing = existing(folder)
+    found, missing = _loaded(folder)
     network = found.config
     if network.is_encoder_decoder:
         raise DataError(
             f"{folder}: {network.model_type} is an encoder with a decoder; a base is one or the "
             "other, such as BERT or Llama"
         )
-    if missing:
+    lacking = sorted(name for name in missing if _is_of_backbone(found, name))
+    if lacking:
         raise DataError(
-            f"{folder}: its files lack {len(missing)} weights of a {network.model_type}, "
-            f"first {missing[0]}"
+            f"{folder}: its files lack {len(lacking)} weights of a {network.model_type}, "
+            f"first {lacking[0]}"
         )
     loaded = tokenizer.existing(folder, "base")
     if len(loaded) > network.vocab_size:
@@ -49,9 +50,9 @@ def weights_of(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
     """Configuration and weights of a Hugging Face folder, as plain values to hand to workers.
 
     Names are those of the model's modules: in files some families call their weights otherwise, or
-    keep them in other pieces.
+    keep them in other pieces. What the files lack is left out: `transformers` would make it up.
     """
-    model, _ = existing(directory)
+    model, missing = _loaded(directory)
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
         name for name, _ in model.named_parameters()
     }
@@ -59,18 +60,17 @@ def weights_of(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
     weights = {
         name: tensor.detach().float().numpy()
         for name, tensor in model.state_dict().items()
-        if name not in tied
+        if name not in tied | missing
     }
     network = model.config.to_dict()
     network.pop("_name_or_path", None)  # where it lies now would go into what is made of it
     return network, weights
 
 
-def existing(folder: Path) -> tuple[PreTrainedModel, list[str]]:
+def _loaded(folder: Path) -> tuple[PreTrainedModel, set[str]]:
     """A model of the class it was saved from, and names of weights that its files lack.
 
-    A language model keeps its head, then. Heads that are missing do not count: they are made anew
-    for a task, or tied to the embeddings.
+    A language model keeps its head, then.
 
     Raises:
         DataError: there is no model in the folder.
@@ -82,10 +82,11 @@ def existing(folder: Path) -> tuple[PreTrainedModel, list[str]]:
         )
     except Exception as error:  # folders are broken in many ways, each with an error of its own
         raise DataError(f"{folder}: {' '.join(str(error).split())}") from error
+    return model, set(told["missing_keys"])
+
+
+def _is_of_backbone(model: PreTrainedModel, name: str) -> bool:
+    """Whether a weight is of what tasks share; heads and poolers are made anew for each."""
     is_bare = model is model.base_model
-    return model, sorted(
-        name
-        for name in told["missing_keys"]
-        if (is_bare or name.startswith(f"{model.base_model_prefix}."))
-        and ".pooler." not in f".{name}."
-    )
+    is_inside = is_bare or name.startswith(f"{model.base_model_prefix}.")
+    return is_inside and ".pooler." not in f".{name}."

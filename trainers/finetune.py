@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of one task: the slot a search runs, and single trainings."""
+"""Supervised fine-tuning of one task: one configuration after another, epoch by epoch."""
 
 import logging
 import math

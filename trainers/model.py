@@ -181,12 +181,13 @@ def load_base(model: PreTrainedModel, weights: Weights, *, keeps_head: bool = Fa
     """
     inside = f"{model.base_model_prefix}."
     own = model.state_dict()
+    has_prefix = any(name.startswith(inside) for name in weights)
     shared = {
         place: torch.from_numpy(array)
         for name, array in weights.items()
         # Saved without any head, names have no prefix; with some heads, another one.
-        for place in {name, inside + name, inside + name.partition(".")[2]} & set(own)
-        if keeps_head or place.startswith(inside)
+        for place in ({name} if has_prefix else {name, inside + name, inside + _tail(name)})
+        if place in own and (keeps_head or place.startswith(inside))
     }
     tied = set(own) - {name for name, _ in model.named_parameters()}
     needed = set(own) - tied if keeps_head else {n for n in own if not is_of_head(model, n)}
@@ -194,6 +195,11 @@ def load_base(model: PreTrainedModel, weights: Weights, *, keeps_head: bool = Fa
     if missing:
         raise DataError(f"the base lacks {len(missing)} weights of this model, first {missing[0]}")
     model.load_state_dict(shared, strict=False)
+
+
+def _tail(name: str) -> str:
+    """A weight's name without the prefix of its model."""
+    return name.partition(".")[2]
 
 
 def export(

@@ -161,7 +161,7 @@ def extend(
     opened = _open(pipeline, overrides)
     if task not in opened.config.tasks:
         raise usage_error(f"no task {task!r}{suggestion(task, opened.config.tasks)}")
-    if not trials.removeprefix("+").isdigit() or not int(trials):
+    if not trials.removeprefix("+").isdecimal() or not int(trials):
         raise usage_error(f"--trials {trials}: expected a number of further trials, such as +20")
     step = next(step for step in opened.steps if step.name == f"{task}.tune")
     finished = tuning.longest(opened.artifacts, step)

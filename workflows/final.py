@@ -233,6 +233,7 @@ def _opened_test(
     predictions = found[measured.index(chosen)][1]
     train, validation, test = (task_data.load(data, split) for split in task_data.SPLITS)
     kind = type_of(task, task_data.load_labels(data))
+    rivals = baselines.evaluate(kind, train, validation, test)
     result = {
         "metric": task.metric,
         "lower_is_better": task.lower_is_better,
@@ -253,14 +254,16 @@ def _opened_test(
             {
                 "fraction": fraction,
                 "rows": len(rows),
-                "baselines": baselines.evaluate(kind, rows, validation, test),
+                "baselines": (
+                    rivals if fraction == 1.0 else baselines.evaluate(kind, rows, validation, test)
+                ),
                 **_over_seeds(fraction, trainings, scores),
             }
             for fraction, rows in _fewer_rows(spec, train, kind)
         ],
         "scratch_hyperparameters": [one.training.hyperparameters.model_dump() for one in controls],
         "constant": kind.constant,
-        "baselines": baselines.evaluate(kind, train, validation, test),
+        "baselines": rivals,
     }
     (context.output / PREDICTIONS).write_text(
         json.dumps([asdict(prediction) for prediction in predictions]), encoding="utf-8"

@@ -99,16 +99,7 @@ def test_tpe_takes_failures_for_the_worst() -> None:
 def test_asha_measures_by_the_rungs_of_earlier_trials(lower_is_better: bool) -> None:
     sign = -1 if lower_is_better else 1
     earlier = [result(str(n), POINT, sign * 0.8, sign * 0.9) for n in range(3)]
-    config = SearchConfig(trials=9, space=SPACE, scheduler="asha")
-    known = SearchPlan(
-        *(config, WorkerConfig()),
-        name="search",
-        metric="accuracy",
-        max_epochs=4,
-        slots=1,
-        lower_is_better=lower_is_better,
-        earlier=earlier,
-    )
+    known = dataclasses.replace(plan(9, earlier, scheduler="asha"), lower_is_better=lower_is_better)
     assert first_verdict(known, 0.5) == "STOP"
     assert first_verdict(known, 0.85) == "CONTINUE"
     assert first_verdict(plan(9, [], scheduler="asha"), 0.5) == "CONTINUE"

@@ -157,6 +157,20 @@ def test_experts_that_files_keep_in_pieces_are_found(folder: Path) -> None:
         assert torch.equal(weight, dict(tuned.model.named_parameters())[name]), name
 
 
+def test_what_files_lack_is_not_made_up(folder: Path) -> None:
+    lose_weights(folder)
+    network, weights = bases.weights_of(folder)
+    with pytest.raises(DataError, match=r"lacks 1 weights of this model, first bert\.encoder"):
+        model.for_task(network, weights, HEAD, dropout=0.0, seed=1)
+    a_bert(BertForMaskedLM).save_pretrained(folder)
+    once, again = (bases.weights_of(folder)[1] for _ in range(2))
+    assert all(np.array_equal(once[name], again[name]) for name in once)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["architectures"] = ["BertModel"]  # whose pooler these files lack
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert not any("pooler" in name for name in bases.weights_of(folder)[1])
+
+
 def test_a_family_without_the_types_head_is_refused() -> None:
     gemma = {"model_type": "gemma3_text", "vocab_size": 64, "hidden_size": 16}
     with pytest.raises(DataError, match="no QuestionAnswering for a base of the family gemma3"):

@@ -121,6 +121,9 @@ def test_a_share_of_labels_is_trained_once(folder: Path) -> None:
         tune(folder, "tasks.tone.controls.label_fractions=[0.1, 0.5, 0.1]")
 
 
+PBT = search(scheduler="pbt", trials=4)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -130,29 +133,6 @@ def test_a_share_of_labels_is_trained_once(folder: Path) -> None:
             [*search(searcher="grid", warm_start="[places]"), "tasks.tone.search.trials=2"],
             "warm_start goes with searcher: random or tpe",
         ),
-    ],
-)
-def test_what_nobody_can_begin_with_is_refused(
-    folder: Path, changes: list[str], expected: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        tune(folder, *changes)
-    assert expected in str(caught.value)
-
-
-def test_a_budget_of_all_is_part_of_what_each_search_is(folder: Path) -> None:
-    found = tune(folder, "budget={trials: 3, max_hours: 2}").spec.search
-    assert (found.trials, found.max_hours, found.least_trials) == (2, 2.0, 1)
-    with pytest.raises(ConfigError, match=r"at least 2 trials each need 4; raise budget\.trials"):
-        tune(folder, "budget={trials: 3, floor: 2}")
-
-
-PBT = search(scheduler="pbt", trials=4)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
         (search(scheduler="pbt"), "scheduler pbt compares: set trials to 4 at least"),
         ([*PBT, *search(perturb_epochs=2)], "would compare nothing in 2 epochs"),
         (
@@ -165,9 +145,16 @@ PBT = search(scheduler="pbt", trials=4)
         (search(perturb_epochs=2), "perturb_epochs goes with scheduler: pbt"),
     ],
 )
-def test_what_makes_no_population_is_refused(
+def test_searches_that_cannot_be_run_are_refused(
     folder: Path, changes: list[str], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         tune(folder, *changes)
     assert expected in str(caught.value)
+
+
+def test_a_budget_of_all_is_part_of_what_each_search_is(folder: Path) -> None:
+    found = tune(folder, "budget={trials: 3, max_hours: 2}").spec.search
+    assert (found.trials, found.max_hours, found.least_trials) == (2, 2.0, 1)
+    with pytest.raises(ConfigError, match=r"at least 2 trials each need 4; raise budget\.trials"):
+        tune(folder, "budget={trials: 3, floor: 2}")
