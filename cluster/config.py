@@ -81,6 +81,39 @@ class GangConfig(WorkerConfig):
     cannot fit."""
 
 
+class TrialConfig(WorkerConfig):
+    """What one fine-tuning training is given."""
+
+    workers: PositiveInt = 1
+    """Processes that train one model together, each with `cpus` and `gpus`: for models that are too
+    large for one GPU. Then DeepSpeed spreads every trial over them."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    """ZeRO stage of several workers; 3 shards the weights, too."""
+
+    hang_after_s: PositiveFloat = 120.0
+    """As of `GangConfig`, of several workers, with forward passes for steps."""
+
+    @property
+    def one_worker(self) -> WorkerConfig:
+        """What one of the processes is given."""
+        return WorkerConfig(cpus=self.cpus, gpus=self.gpus)
+
+    @property
+    def gang(self) -> GangConfig:
+        """The workers, where there are several."""
+        return GangConfig(cpus=self.cpus, gpus=self.gpus, workers=self.workers)
+
+    @model_validator(mode="after")
+    def _ranks_have_whole_gpus(self) -> Self:
+        if self.workers > 1 and self.gpus % 1:
+            raise ValueError(
+                f"{self.workers} workers of one trial need whole GPUs (got gpus: {self.gpus:g}); a "
+                "trial that shares a GPU has workers: 1"
+            )
+        return self
+
+
 class RetryConfig(Schema):
     """What happens when the cluster, not the code, breaks a step."""
 
@@ -111,7 +144,7 @@ class ClusterConfig(Schema):
     pretrain: GangConfig = GangConfig()
     """The workers of pretraining."""
 
-    trials: WorkerConfig = WorkerConfig()
+    trials: TrialConfig = TrialConfig()
     """One fine-tuning trial."""
 
     shards: WorkerConfig = WorkerConfig()

@@ -98,7 +98,7 @@ class _Judge(UserCallback):  # type: ignore[misc]
     gang, outlives a lost worker.
     """
 
-    def __init__(self, retry: RetryConfig, log: Path) -> None:
+    def __init__(self, retry: RetryConfig | None, log: Path) -> None:
         self._retry, self._log = retry, log
         self._attempts = 0
 
@@ -113,6 +113,8 @@ class _Judge(UserCallback):  # type: ignore[misc]
             TaskFailedError, WorkerLostError: there shall be none.
         """
         error = _translated(worker_exceptions)
+        if self._retry is None:
+            raise error
         if not isinstance(error, NodeLeavingError):
             self._attempts += 1
         match failures.decide(error, attempt=self._attempts, retry=self._retry):
@@ -126,7 +128,7 @@ class _Judge(UserCallback):  # type: ignore[misc]
 def run(
     function: Callable[[Reporter], None],
     gang: GangConfig,
-    retry: RetryConfig,
+    retry: RetryConfig | None,
     *,
     name: str,
     directory: str,
@@ -134,6 +136,8 @@ def run(
     on_report: Callable[[Metrics], None],
 ) -> None:
     """Run `function` on every rank of `gang` until all have ended well.
+
+    Without `retry` it is started once.
 
     Raises:
         TaskFailedError: a rank raised.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from cluster.config import GangConfig, SearchConfig, WorkerConfig
+from cluster.config import GangConfig, SearchConfig, TrialConfig, WorkerConfig
 from cluster.space import Point
 
 Metrics = Mapping[str, float]
@@ -71,7 +71,7 @@ class SearchPlan:
     """What is searched, and how much of it at once."""
 
     search: SearchConfig
-    worker: WorkerConfig
+    worker: TrialConfig
     """What one trial is given."""
     name: str
     """Of this search and no other that runs at the same time; the same when it goes on."""
@@ -138,14 +138,22 @@ class Reporter(Protocol):
 
 
 class Trial(Protocol):
-    """One slot of a search: a process that tries one configuration after another."""
+    """One slot of a search: a process that tries one configuration after another.
+
+    Where a trial has several workers, one of each of them, with torch's process group set up: all
+    are called at the same time, and the first one's metrics count. They save to one folder.
+    """
 
     @property
     def is_finished(self) -> bool:
         """Whether the current configuration needs no further epoch."""
 
-    def start(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Begin a new configuration; nothing of the one before may remain."""
+    def start(self, hyperparameters: Mapping[str, Any], *, halvings: int = 0) -> None:
+        """Begin a new configuration; nothing of the one before may remain.
+
+        `halvings` is told to a trial of several workers: how often one of them has raised an error
+        called `OutOfMemoryError` with this configuration.
+        """
 
     def step(self) -> dict[str, float]:
         """Train one epoch; metrics on the validation rows."""
@@ -199,6 +207,26 @@ class Cluster(Protocol):
         Raises:
             TaskFailedError: a function raised.
             WorkerLostError: one item's worker was lost more often than retries allow.
+        """
+
+    def map_on_gangs(
+        self,
+        function: Callable[[Any, int], Any],
+        items: Sequence[Any],
+        gang: GangConfig,
+        *,
+        directory: str,
+        log: Path,
+    ) -> list[Any]:
+        """`function(item, halvings)` on every rank of a gang for each item, as many gangs as fit.
+
+        What the first ranks returned, in the items' order. `halvings` is how often a rank raised an
+        error called `OutOfMemoryError` for this item: then it is done again. `directory` is a
+        folder or URL that every node sees.
+
+        Raises:
+            TaskFailedError: a function raised.
+            WorkerLostError: one item's gang was lost more often than retries allow.
         """
 
     def run_gang(

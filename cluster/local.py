@@ -97,6 +97,18 @@ class LocalCluster:
         """One item after another."""
         return [self.submit(function, item, log=log).result().unwrap() for item in items]
 
+    def map_on_gangs(
+        self,
+        function: Callable[[Any, int], Any],
+        items: Sequence[Any],
+        gang: GangConfig,
+        *,
+        directory: str,
+        log: Path,
+    ) -> list[Any]:
+        """One item after another, each on one rank."""
+        return [self.submit(function, item, 0, log=log).result().unwrap() for item in items]
+
     def run_gang(
         self,
         function: Callable[[Reporter], None],

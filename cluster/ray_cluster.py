@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import failures
+from cluster import capacity, failures
 from cluster.config import ClusterConfig, GangConfig, RetryConfig, WorkerConfig
 from cluster.failures import GiveUp, Retry
 from cluster.interface import (
@@ -129,6 +129,29 @@ class RayCluster:
                 pending[index] = start(index)
             values.append(outcome.value)
         return values
+
+    def map_on_gangs(
+        self,
+        function: Callable[[Any, int], Any],
+        items: Sequence[Any],
+        gang: GangConfig,
+        *,
+        directory: str,
+        log: Path,
+    ) -> list[Any]:
+        """A gang per item; see `cluster.interface.Cluster.map_on_gangs`."""
+        from cluster import gang_map  # imports torch, as above
+
+        at_once = capacity.slots(self.capacity(), gang, gang.most_workers)
+        return gang_map.run(
+            function,
+            items,
+            gang,
+            self._retry,
+            at_once=max(1, at_once),
+            directory=directory,
+            log=log,
+        )
 
     def run_gang(
         self,

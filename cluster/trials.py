@@ -6,10 +6,12 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import ray
 from ray import tune
 from ray.tune import (
     Callback,
@@ -22,7 +24,15 @@ from ray.tune import (
 )
 
 from cluster import searchers
-from cluster.interface import Metrics, SearchPlan, Trial, TrialResult
+from cluster.gang_trials import GangTrial, Shared
+from cluster.interface import (
+    Metrics,
+    SearchPlan,
+    TaskFailedError,
+    Trial,
+    TrialResult,
+    WorkerLostError,
+)
 from cluster.logs import redirected
 from cluster.searchers import EPOCH, ERROR, FINISHED, POINT, SCORE, WORST_SCORE
 from cluster.snapshots import is_left_whole
@@ -119,11 +129,26 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
         self._lineage = [[0, dict(hyperparameters)]]
         self._guarded(lambda: self._trial.start(hyperparameters))
 
+    def cleanup(self) -> None:
+        """End what the slot holds beside its own process."""
+        if isinstance(self._trial, GangTrial):
+            self._trial.close()
+
     def _guarded(self, action: Callable[[], None]) -> None:
-        """Run a piece of the trial; what it raises ends this trial and no other."""
+        """Run a piece of the trial; what it raises ends this trial and no other.
+
+        Raises:
+            WorkerLostError: what the cluster broke is tried again.
+        """
         with redirected(self._log):
             try:
                 action()
+            except WorkerLostError:
+                traceback.print_exc()
+                raise
+            except TaskFailedError as error:
+                traceback.print_exc()
+                self._failure = str(error)
             except Exception as error:  # a border: the trial's code is not ours to trust
                 traceback.print_exc()
                 self._failure = f"{type(error).__name__}: {error}"
@@ -162,16 +187,30 @@ def run(
     """Search for the best metric; see `cluster.interface.Cluster.run_trials`."""
     if not plan.trials:
         return list(plan.earlier)
+    worker = plan.worker
+    resources: dict[str, float] = {"cpu": worker.cpus, "gpu": worker.gpus}
+    factory = trial
+    if worker.workers > 1:
+        factory = partial(
+            GangTrial,
+            factory=trial,
+            gang=worker.gang,
+            directory=directory,
+            kept=_kept(plan),
+            log=log,
+        )
+        # Its gang asks for itself, and Tune refuses what asks for nothing: a byte.
+        shared, resources = Shared(ray.put(shared)), {"memory": 1}
     trainable = tune.with_resources(
         tune.with_parameters(
             TrialSlot,
-            factory=trial,
+            factory=factory,
             shared=shared,
             metric=plan.metric,
             sign=-1.0 if plan.lower_is_better else 1.0,
             log=log,
         ),
-        {"cpu": plan.worker.cpus, "gpu": plan.worker.gpus},
+        resources,
     )
     # Ray keeps trainables by name, one list for all processes of a driver: with one name for all,
     # of searches that begin at once each would train what began last.

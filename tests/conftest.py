@@ -1,20 +1,25 @@
 """Small real pipelines: text from the standard library, models under 100,000 parameters."""
 
 import logging
+import os
 import random
 import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
+from cluster.config import ClusterConfig, RetryConfig
 from workflows.storage import Storage
+
+if TYPE_CHECKING:
+    from cluster.ray_cluster import RayCluster
 
 WORDS = [word for text in topics.values() for word in text.split() if word.isalpha()]
 
@@ -172,6 +177,18 @@ def s3(monkeypatch_session: pytest.MonkeyPatch) -> Iterator[str]:
     boto3.client("s3").create_bucket(Bucket="bucket")
     yield "s3://bucket"
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: str) -> Iterator["RayCluster"]:
+    """A Ray of this machine for the tests of one module, which knows the S3 server, too."""
+    from cluster.ray_cluster import connect
+
+    # Workers find the module `toys` as this process does.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent / "cluster")
+    with connect(ClusterConfig(retry=RetryConfig(max_attempts=2, delay_s=0))) as connected:
+        yield connected
+    del os.environ["PYTHONPATH"]
 
 
 @pytest.fixture(scope="session")

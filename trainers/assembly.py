@@ -16,7 +16,7 @@ from trainers.batches import GlobalBatches
 from trainers.config import ModelConfig
 from trainers.deepspeed_engine import DeepSpeedEngine
 from trainers.deepspeed_setup import ShardedConstruction, muon
-from trainers.engine import Engine, LossFunction, PlainEngine, Ranks, precision_of
+from trainers.engine import Engine, LossFunction, PlainEngine, Ranks, device_of, precision_of
 from trainers.errors import DataError
 from trainers.evaluation import Evaluation
 from trainers.pretrain_config import Precision, PretrainConfig
@@ -97,7 +97,7 @@ def assemble(work: PretrainWork, execution: PretrainExecution, ranks: Ranks) -> 
     Raises:
         DataError: they do not go together.
     """
-    config, device = work.pretrain, _device(execution, ranks)
+    config, device = work.pretrain, device_of(ranks, use_gpu=execution.use_gpu)
     loaded = tokenizer.load(work.tokenizer)
     sequences = TokenSequences(work.tokens, corpus.TRAIN, config.window_shards)
     _require_own_tokens(sequences, work)
@@ -238,12 +238,3 @@ def _masking(work: PretrainWork, loaded: PreTrainedTokenizerBase) -> Masking | N
         raise ValueError("model.objective masked needs a tokenizer with a mask token")
     words = whole_words.word_bounds(loaded) if work.pretrain.whole_words else None
     return Masking(work.pretrain.mask_probability, loaded.mask_token_id, len(loaded), words)
-
-
-def _device(execution: PretrainExecution, ranks: Ranks) -> torch.device:
-    if not execution.use_gpu:
-        return torch.device("cpu")
-    # Ray and torchrun alike: one visible device per local rank, or all of them.
-    index = ranks.local_rank % torch.cuda.device_count()
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)

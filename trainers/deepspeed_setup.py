@@ -135,6 +135,10 @@ class ShardedConstruction:
         finally:
             integration.unset_hf_deepspeed_config()
 
+    def spread(self, model: PreTrainedModel) -> None:
+        """Leave a whole model's rank its share; on the device one parameter at a time is whole."""
+        self._deepspeed.zero.Init(module=model, config_dict_or_path=self._config)
+
 
 class _Stage3:
     """What `transformers` asks of its `HfDeepSpeedConfig`, which needs the package accelerate."""

@@ -230,6 +230,16 @@ class PlainEngine:
         return {name: p.detach().cpu() for name, p in self.module.named_parameters()}
 
 
+def device_of(ranks: Ranks, *, use_gpu: bool) -> torch.device:
+    """Of this process; of GPUs the one with the number of the rank on its node."""
+    if not use_gpu:
+        return torch.device("cpu")
+    # Ray and torchrun alike: one visible device per local rank, or all of them.
+    index = ranks.local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
 def nothing() -> None:
     """What `before_update` is while nobody copies the state."""
 

@@ -1,120 +1,60 @@
 """Supervised fine-tuning of one task: one configuration after another, epoch by epoch."""
 
+import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.distributed
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from trainers import bases, loop, memory, methods, model, optim, schedules, task_data
-from trainers.engine import PlainEngine
+from trainers import loop, memory, methods, model, optim, schedules
+from trainers.deadline import Deadline
+from trainers.deepspeed_engine import DeepSpeedEngine
+from trainers.deepspeed_setup import ShardedConstruction
+from trainers.engine import Engine, PlainEngine, Ranks, device_of
 from trainers.errors import DataError, OutOfMemoryError
-from trainers.predict import tokenizer_of
-from trainers.pretrain_config import ScheduleConfig
+from trainers.pretrain_config import ScheduleConfig, ZeroConfig
 from trainers.segments import Batch
-from trainers.task_config import Hyperparameters, TaskConfig
-from trainers.task_types import TaskType, type_of
-from trainers.task_types.base import Encoded, TextType, collate
+from trainers.task_batches import SHARE, batches_by_length, parts_of, rows_of_rank
+from trainers.task_config import Hyperparameters
+from trainers.task_inputs import TaskInputs
+from trainers.task_types.base import TextType, collate
 
 logger = logging.getLogger(__name__)
 
-_BATCHES_SORTED_TOGETHER = 20
 _BETAS = (0.9, 0.98)
 _GRADIENT_CLIPPING = 1.0
 _STATE = "trial.pt"
-_SHARE = "share"
-"""Key of a micro-batch's part in the loss of its batch."""
+_PRIME = 1_000_003
 
 ADAPTER = "adapter"
 """Folder of what LoRA trained, beside the model it is merged into."""
 
 
-@dataclass(frozen=True)
-class TaskInputs:
-    """All that trainings of one task share: plain arrays, placed once per node."""
-
-    kind: TaskType
-    network: dict[str, Any]
-    """The base's configuration with what the task's head has to know."""
-    weights: Mapping[str, NDArray[Any]]
-    """The base's weights by name."""
-    train: Encoded
-    whole: int
-    """Sequences of all training rows, of which `train` may be a share."""
-    validation: Encoded
-    truth: list[Any]
-    """Labels of the validation rows."""
-    class_weights: NDArray[np.float32] | None
-    tokenizer: PreTrainedTokenizerFast
-    threads: int
-    use_gpu: bool
-
-
-def task_inputs(
-    task: TaskConfig,
-    base: Path,
-    data: Path,
-    *,
-    threads: int,
-    use_gpu: bool,
-    label_fraction: float = 1.0,
-) -> TaskInputs:
-    """Read a base model's folder and a task's prepared rows; the test rows stay closed.
-
-    Args:
-        task: the user's section.
-        base: a Hugging Face folder.
-        data: what `task_data.prepare` wrote.
-        threads: of a training.
-        use_gpu: or the CPU.
-        label_fraction: share of the training rows that is used.
-    """
-    loaded = tokenizer_of(base, task)
-    network, weights = bases.weights_of(base)
-    kind = type_of(task, task_data.load_labels(data))
-    configured = kind.configure(network) | {"pad_token_id": loaded.pad_token_id}
-    model.require_positions(configured, kind.head, task.max_length)
-    train, validation = (
-        task_data.load(data, split) for split in (task_data.TRAIN, task_data.VALIDATION)
-    )
-    encoded = kind.encode(train, loaded, network)
-    whole = len(encoded)
-    if label_fraction < 1.0:
-        train = task_data.fewer(train, label_fraction, type(kind), task.data.split.seed)
-        encoded = kind.encode(train, loaded, network)
-    return TaskInputs(
-        kind=kind,
-        network=configured,
-        weights=weights,
-        train=encoded,
-        whole=whole,
-        validation=kind.encode(validation, loaded, network),
-        truth=validation.labels,
-        class_weights=kind.weights(train.labels),
-        tokenizer=loaded,
-        threads=threads,
-        use_gpu=use_gpu,
-    )
-
-
 class FineTuning:
     """Trains one configuration after another from the same base; one epoch a step.
+
+    Alone, or as one rank of a process group that torch has already set up: then DeepSpeed spreads
+    the training over the ranks, and all methods but `is_finished` are collective.
 
     Implements the cluster's `Trial`, which this package does not know.
     """
 
     def __init__(self, inputs: TaskInputs, *, from_scratch: bool = False) -> None:
-        torch.set_num_threads(inputs.threads)
+        execution = inputs.execution
+        torch.set_num_threads(execution.threads)
         self._inputs, self._from_scratch = inputs, from_scratch
-        self._device = torch.device("cuda" if inputs.use_gpu else "cpu")
+        self._is_in_gang = torch.distributed.is_initialized()
+        self._ranks = Ranks.from_environment() if self._is_in_gang else Ranks()
+        self._device = device_of(self._ranks, use_gpu=execution.use_gpu)
         weights = inputs.class_weights
         self._class_weights = (
             None if weights is None else torch.from_numpy(weights).to(self._device)
@@ -123,7 +63,7 @@ class FineTuning:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Whole parameters on the CPU."""
+        """Whole parameters on the CPU; of ranks, on the first."""
         return self._engine.weights()
 
     @property
@@ -131,8 +71,17 @@ class FineTuning:
         """Whether all epochs of the current configuration are trained."""
         return self.epoch >= self._settings.epochs
 
-    def start(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Begin a configuration from the base's weights, or from random ones."""
+    def start(self, hyperparameters: Mapping[str, Any], *, halvings: int = 0) -> None:
+        """Begin a configuration from the base's weights, or from random ones.
+
+        Args:
+            hyperparameters: the configuration.
+            halvings: times that ranks ran out of memory with it. Alone, a training halves its
+                micro-batches as it goes.
+
+        Raises:
+            DataError: the configuration does not go with the base; or memory does not suffice.
+        """
         self._settings = settings = Hyperparameters.model_validate(dict(hyperparameters))
         inputs = self._inputs
         if settings.token_dropout and inputs.tokenizer.mask_token_id is None:
@@ -140,7 +89,25 @@ class FineTuning:
                 "token_dropout puts the mask token in the place of others, and the base's "
                 "tokenizer has none; leave it out"
             )
-        self.model = model.for_task(
+        rows = rows_of_rank(settings.batch_size, self._ranks)
+        if halvings and 2 ** (halvings - 1) >= rows:
+            raise DataError("out of memory even with one row at a time; take more workers a trial")
+        self._micro_batch_size = math.ceil(rows / 2**halvings)
+        self.model, self._adapters = self._network()
+        methods.freeze(self.model, settings)
+        self._engine = self._new_engine()
+        self._steps_per_epoch = math.ceil(len(inputs.train) / settings.batch_size)
+        self._learning_rate = schedules.learning_rate(
+            ScheduleConfig(name="linear", warmup=settings.warmup),
+            peak=settings.learning_rate,
+            total_steps=settings.epochs * self._steps_per_epoch,
+        )
+        self.epoch = 0
+
+    def _network(self) -> tuple[PreTrainedModel, Any]:
+        """The model before training, whole on the CPU; with LoRA the adapters in it, too."""
+        settings, inputs = self._settings, self._inputs
+        built = model.for_task(
             inputs.network,
             None if self._from_scratch else inputs.weights,
             inputs.kind.head,
@@ -148,38 +115,58 @@ class FineTuning:
             seed=settings.seed,
             keeps_head=inputs.kind.keeps_head,
         )
-        self._adapters = (
-            methods.add_adapters(self.model, settings, trains_head=not inputs.kind.keeps_head)
-            if settings.method == "lora"
-            else None
+        if settings.method != "lora":
+            return built, None
+        trains_head = not inputs.kind.keeps_head
+        return built, methods.add_adapters(built, settings, trains_head=trains_head)
+
+    def _new_engine(self) -> Engine:
+        settings, device = self._settings, self._device
+        common: dict[str, Any] = {"gradient_clipping": _GRADIENT_CLIPPING, "device": device}
+        if not self._is_in_gang:
+            return PlainEngine(self.model, self._optimizer(), self._loss, **common)
+        zero = ZeroConfig(stage=self._inputs.execution.zero_stage)
+        if zero.stage == 3:  # no device ever holds all of it
+            ShardedConstruction(zero, "fp32", device).spread(self.model)
+        rows = rows_of_rank(settings.batch_size, self._ranks)
+        return DeepSpeedEngine(
+            self.model,
+            self._optimizer(),
+            self._loss,
+            zero=zero,
+            micro_batch_size=self._micro_batch_size,
+            micro_batches=math.ceil(rows / self._micro_batch_size),
+            precision="fp32",
+            **common,
         )
-        methods.freeze(self.model, settings)
-        optimizer = optim.adamw(
+
+    def _optimizer(self) -> Optimizer:
+        settings = self._settings
+        return optim.adamw(
             self.model,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
             betas=_BETAS,
             layer_decay=settings.layer_decay,
         )
-        self._engine = PlainEngine(
-            self.model,
-            optimizer,
-            self._loss,
-            gradient_clipping=_GRADIENT_CLIPPING,
-            device=self._device,
-        )
-        self._steps_per_epoch = math.ceil(len(inputs.train) / settings.batch_size)
-        self._learning_rate = schedules.learning_rate(
-            ScheduleConfig(name="linear", warmup=settings.warmup),
-            peak=settings.learning_rate,
-            total_steps=settings.epochs * self._steps_per_epoch,
-        )
-        self._micro_batch_size = settings.batch_size
-        self.epoch = 0
 
     def step(self) -> dict[str, float]:
         """Train one epoch; the training loss and the metrics on the validation rows."""
-        return {"loss": self.train_epoch(), **self.validate()}
+        with self._watched():
+            return {"loss": self.train_epoch(), **self.validate()}
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """End a rank that makes no forward pass any more: its peers would wait without end."""
+        if not self._is_in_gang:
+            yield
+            return
+        with Deadline(self._inputs.execution.hang_after_s) as deadline:
+            hook = self.model.register_forward_hook(lambda *_: deadline.beat())
+            try:
+                yield
+            finally:
+                hook.remove()
 
     def train_epoch(self) -> float:
         """Train one epoch; the mean training loss."""
@@ -195,7 +182,13 @@ class FineTuning:
             if step not in made:  # else it is done again, with the same tokens hidden
                 made.clear()
                 made[step] = self._training_batch(order[step - first], generator)
-            return self._micro_batches(made[step])
+            return parts_of(
+                made[step],
+                lambda labels: inputs.kind.mass(labels, self._class_weights),
+                size=self._micro_batch_size,
+                ranks=self._ranks,
+                batch_size=settings.batch_size,
+            )
 
         while len(losses) < len(order):
             try:
@@ -205,7 +198,7 @@ class FineTuning:
                         read,
                         steps=range(first + len(losses), first + len(order)),
                         learning_rate=self._learning_rate,
-                        seed=settings.seed,
+                        seed=settings.seed + _PRIME * self._ranks.rank,
                         after_step=lambda _, result: losses.append(result.loss),
                     )
             except OutOfMemoryError as error:
@@ -215,41 +208,32 @@ class FineTuning:
 
     def _halve_micro_batches(self, error: OutOfMemoryError) -> None:
         """Do the step that failed again in smaller parts, and all behind it; the batch stays."""
-        if self._micro_batch_size == 1 or self._engine.is_updating:
+        engine = self._engine
+        if not isinstance(engine, PlainEngine):
+            raise error  # the other ranks wait in the middle of the step: all begin again
+        if self._micro_batch_size == 1 or engine.is_updating:
             raise error  # a smaller part needs no less, or weights have changed already
         self._micro_batch_size = (self._micro_batch_size + 1) // 2
-        self._engine.forget_gradients()
+        engine.forget_gradients()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         logger.warning("%s; going on with micro-batches of %d", error, self._micro_batch_size)
 
-    def _micro_batches(self, batch: Batch) -> list[Batch]:
-        """A batch in parts that count in the mean as much as they hold of what the loss counts."""
-        size, rows = self._micro_batch_size, len(batch["input_ids"])
-        if rows <= size:
-            return [batch]
-        parts = [
-            {name: tensor[start : start + size] for name, tensor in batch.items()}
-            for start in range(0, rows, size)
-        ]
-        kind, weights = self._inputs.kind, self._class_weights
-        masses = [kind.mass(part["labels"], weights) for part in parts]
-        whole = sum(masses)
-        for part, mass in zip(parts, masses, strict=True):
-            # Of the whole; the engine takes the mean over the parts.
-            part[_SHARE] = torch.tensor(mass / whole * len(parts) if whole else 1.0)
-        return parts
-
     def validate(self) -> dict[str, float]:
         """Metrics on the validation rows."""
         inputs = self._inputs
-        found = inputs.kind.answers(self.model, inputs.validation, inputs.tokenizer)
-        return inputs.kind.required_score(inputs.truth, found)
+        kind = inputs.kind
+        at_once = kind.rows_at_once
+        if self._is_in_gang:  # what fits when it is trained fits now
+            at_once = min(at_once, self._micro_batch_size)
+        found = kind.answers(self.model, inputs.validation, inputs.tokenizer, at_once=at_once)
+        return kind.required_score(inputs.truth, found)
 
     def save(self, directory: Path) -> None:
         """Write the state after the current epoch."""
         self._engine.save(directory)
-        torch.save({"epoch": self.epoch}, directory / _STATE)
+        if self._ranks.rank == 0:
+            torch.save({"epoch": self.epoch}, directory / _STATE)
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
@@ -264,21 +248,28 @@ class FineTuning:
             self.load(Path(folder))
 
     def export(self, directory: Path, loaded: PreTrainedTokenizerFast) -> None:
-        """Write a Hugging Face folder, adapters merged and kept in `adapter/`; ends this training.
+        """Write a Hugging Face folder, adapters merged and kept in `adapter/`.
 
         Args:
-            directory: an empty folder.
+            directory: a folder that does not exist; of ranks, the first one writes it.
             loaded: the tokenizer that goes beside the model.
         """
+        weights = self.weights
+        if self._ranks.rank > 0:
+            return
+        directory.mkdir(parents=True)
         if self._adapters is not None:
-            self._adapters.save_pretrained(str(directory / ADAPTER))
+            whole, adapters = self._network()
+            whole.load_state_dict(weights, strict=False)
+            adapters.save_pretrained(str(directory / ADAPTER))
             (directory / ADAPTER / "README.md").unlink()  # a form that nobody filled in
-            self._adapters.merge_and_unload()
-        model.export(directory, self.model, self.weights, loaded)
+            adapters.merge_and_unload()
+            weights = dict(whole.named_parameters())
+        model.export(directory, self.model, weights, loaded)
 
     def _loss(self, module: nn.Module, batch: Batch) -> Tensor:
         inputs = dict(batch)
-        labels, share = inputs.pop("labels"), inputs.pop(_SHARE, None)
+        labels, share = inputs.pop("labels"), inputs.pop(SHARE, None)
         loss = self._loss_of_batch(module, inputs, labels)
         return loss if share is None else loss * share
 
@@ -321,16 +312,3 @@ class FineTuning:
                 hidden, self._inputs.tokenizer.mask_token_id
             )
         return batch
-
-
-def batches_by_length(
-    rows: Encoded, batch_size: int, generator: np.random.Generator
-) -> list[list[int]]:
-    """Row numbers in batches of similar length, in random order: little padding, little bias."""
-    shuffled = generator.permutation(len(rows)).tolist()
-    pool = batch_size * _BATCHES_SORTED_TOGETHER
-    batches: list[list[int]] = []
-    for start in range(0, len(shuffled), pool):
-        by_length = sorted(shuffled[start : start + pool], key=lambda row: len(rows.ids[row]))
-        batches += [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-    return [batches[index] for index in generator.permutation(len(batches))]

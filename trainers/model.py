@@ -139,7 +139,9 @@ def for_task(
         keeps_head: the task goes on with the base's own head.
     """
     settings = dict(network)
-    settings.update({name: dropout for name in settings if _is_dropout(name)})
+    # Heads that find no dropout of their own in the configuration take 0.1.
+    dropouts = ["classifier_dropout", *filter(_is_dropout, settings)]
+    settings.update(dict.fromkeys(dropouts, dropout))
     settings["dtype"] = "float32"  # a base saved in bf16 would be tuned in bf16
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.manual_seed(seed)

@@ -91,10 +91,13 @@ class ScheduleConfig(Schema):
         return spans
 
 
+ZeroStage = Literal[0, 1, 2, 3]
+
+
 class ZeroConfig(Schema):
     """How optimizer state, gradients and parameters are sharded across workers."""
 
-    stage: Literal[0, 1, 2, 3] = 1
+    stage: ZeroStage = 1
     """ZeRO stage: 0 is plain data parallelism, 1 shards the optimizer's state, 2 the gradients too,
     3 the weights too. Source: arXiv:1910.02054."""
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from trainers import task_data
-from trainers.finetune import FineTuning, task_inputs
+from trainers.finetune import FineTuning
 from trainers.predict import Predictor, tokenizer_of
 from trainers.task_config import Hyperparameters, TaskConfig
+from trainers.task_inputs import TrialExecution, task_inputs
 from trainers.task_types.base import Examples, Prediction
 
 
@@ -23,22 +24,23 @@ class Training:
     hyperparameters: Hyperparameters
     from_scratch: bool
     output: Path
-    threads: int
-    use_gpu: bool
+    execution: TrialExecution
     label_fraction: float = 1.0
     """Share of the training rows that is used, in as many optimizer steps as all would take."""
     changes: tuple[tuple[int, Hyperparameters], ...] = ()
     """Epochs after which the training goes on with other hyperparameters."""
 
 
-def train_and_export(training: Training) -> dict[str, float]:
-    """Train every epoch and write the model's folder; its metrics on the validation rows."""
+def train_and_export(training: Training, halvings: int = 0) -> dict[str, float]:
+    """Train every epoch and write the model's folder; its metrics on the validation rows.
+
+    Collective where several processes train, whose micro-batches are to be halved so often.
+    """
     inputs = task_inputs(
         training.task,
         training.base,
         training.data,
-        threads=training.threads,
-        use_gpu=training.use_gpu,
+        execution=training.execution,
         label_fraction=training.label_fraction,
     )
     point, changes = training.hyperparameters, dict(training.changes)
@@ -51,20 +53,19 @@ def train_and_export(training: Training) -> dict[str, float]:
         }
         point = point.model_copy(update={"epochs": epochs})
     tuning = FineTuning(inputs, from_scratch=training.from_scratch)
-    tuning.start(point.model_dump())
+    tuning.start(point.model_dump(), halvings=halvings)
     while not tuning.is_finished:
         if tuning.epoch in changes:
             tuning.change(changes[tuning.epoch].model_dump())
         tuning.train_epoch()
     scores = tuning.validate()
-    training.output.mkdir(parents=True)
     tuning.export(training.output, tokenizer_of(training.base, training.task))
     return scores
 
 
 def test(training: Training) -> tuple[dict[str, float], list[Prediction]]:
     """Metrics of a finished training on the test rows, and what it said of each."""
-    torch.set_num_threads(training.threads)
+    torch.set_num_threads(training.execution.threads)
     rows = task_data.load(training.data, task_data.TEST)
     return evaluate(training.output, training.task, rows)
 

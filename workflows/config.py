@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, Self, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cluster.config import ClusterConfig, GangConfig, SearchConfig, WorkerConfig
+from cluster.config import ClusterConfig, GangConfig, SearchConfig, TrialConfig, WorkerConfig
 from trainers.config import (
     POSITION_FIELDS,
     WHERE,
@@ -61,6 +61,13 @@ class Pretraining(NamedTuple):
     tokenizer: TokenizerConfig
     model: ModelConfig
     pretrain: PretrainConfig
+
+
+_ALONE = {
+    "gradual_unfreezing": "DeepSpeed decides at the start which weights are trained",
+    "prefix_loss": "it looks into the model, which is spread over the workers",
+}
+"""Hyperparameters that only a trial of one worker has, and why."""
 
 
 class PipelineConfig(Schema):
@@ -124,7 +131,7 @@ class PipelineConfig(Schema):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        problems = list(_base_problems(self))
+        problems = [*_base_problems(self), *_trial_problems(self.tasks, self.cluster.trials)]
         if self.budget is not None:
             asked = {name: task.search for name, task in self.tasks.items()}
             problems += self.budget.problems(asked)
@@ -331,6 +338,21 @@ def _gang_problems(config: Pretraining, gang: GangConfig) -> Iterable[str]:
             f"{', '.join(map(str, uneven))} workers{within}; "
             "change cluster.pretrain.workers or pretrain.global_batch_tokens"
         )
+
+
+def _trial_problems(tasks: Mapping[str, PipelineTask], trial: TrialConfig) -> Iterable[str]:
+    if trial.workers == 1:
+        return
+    several = f"cluster.trials.workers: {trial.workers}"
+    for name, task in tasks.items():
+        for hyperparameter, reason in _ALONE.items():
+            if any(task.values_of(hyperparameter)):
+                yield f"tasks.{name}: {hyperparameter} does not go with {several}: {reason}"
+        if task.search.scheduler == "pbt":
+            yield (
+                f"tasks.{name}: scheduler: pbt does not go with {several}: every change of a trial "
+                "would start its workers anew; take asha"
+            )
 
 
 def as_yaml(config: PipelineConfig) -> str:

@@ -39,8 +39,8 @@ class Exchange:
     inputs: Mapping[Path, str]
     """Names in the storage of the folders that are read, by their path on the step's node."""
 
-    def mapped(self, function: Callable[[Item], Result]) -> Callable[[Item], Result]:
-        """The function for `Cluster.map`."""
+    def mapped(self, function: Callable[..., Result]) -> Callable[..., Result]:
+        """The function for `Cluster.map` or `map_on_gangs`; its first argument is the item."""
         return function if self.storage.is_local else _Elsewhere(self, function)
 
     def rank(
@@ -127,14 +127,14 @@ class _Desk:
 
 @dataclass(frozen=True)
 class _Elsewhere:
-    """What `Cluster.map` calls on some node."""
+    """What `Cluster.map` or `map_on_gangs` calls on some node."""
 
     exchange: Exchange
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
 
-    def __call__(self, item: Any) -> Any:
+    def __call__(self, item: Any, *more: Any) -> Any:
         with self.exchange.desk(item) as (here, desk):
-            result = self.function(here)
+            result = self.function(here, *more)
             desk.push_all()
         return result
 

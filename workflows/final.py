@@ -10,9 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from cluster.config import TrialConfig
 from trainers import baselines, retraining, task_data
 from trainers.retraining import Training
 from trainers.task_config import MAY_CHANGE, Hyperparameters, Metric, merit_of
+from trainers.task_inputs import TrialExecution
 from trainers.task_types import TaskType, type_of
 from trainers.task_types.base import Examples
 from workflows.execution import StageContext
@@ -23,6 +25,8 @@ TRIALS = "trials.json"
 RESULT = "final.json"
 MODEL = "model"
 PREDICTIONS = "predictions.json"
+
+_RAY = "ray"
 
 _SHARE_OF_OTHERS = 0.1
 """Of a learning rate that is good for adapters or a head, what is good for all weights."""
@@ -179,8 +183,17 @@ def _new_folder(context: StageContext) -> Path:
     return context.attempt.work / "models" / uuid.uuid4().hex
 
 
+def execution_of(trial: TrialConfig) -> TrialExecution:
+    """How a training runs, as the trainers know it."""
+    return TrialExecution(
+        threads=trial.cpus,
+        use_gpu=bool(trial.gpus),
+        zero_stage=trial.zero_stage,
+        hang_after_s=trial.hang_after_s,
+    )
+
+
 def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int) -> Training:
-    worker = context.run.execution.trials
     return Training(
         task=context.spec(FinalSpec).task,
         base=context.input("base"),
@@ -188,14 +201,20 @@ def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int)
         hyperparameters=point.model_copy(update={"seed": seed}),
         from_scratch=origin == "scratch",
         output=_new_folder(context),
-        threads=worker.cpus,
-        use_gpu=bool(worker.gpus),
+        execution=execution_of(context.run.execution.trials),
     )
 
 
 def _train(context: StageContext, plans: Sequence[Training]) -> list[Trained]:
+    cluster, trial = context.run.cluster, context.run.execution.trials
     function = context.exchange().mapped(retraining.train_and_export)
-    scores = context.run.cluster.map(function, plans, context.run.execution.trials, context.log)
+    if trial.workers > 1:
+        directory = f"{context.attempt.shared_work}/{_RAY}"
+        scores = cluster.map_on_gangs(
+            function, plans, trial.gang, directory=directory, log=context.log
+        )
+    else:
+        scores = cluster.map(function, plans, trial, context.log)
     task = context.spec(FinalSpec).task
     return [
         Trained(plan, found[task.metric], task.merit(found))
@@ -228,7 +247,8 @@ def _opened_test(
     )
     function = context.exchange().mapped(retraining.test)
     trainings = [one.training for one in measured]
-    found = context.run.cluster.map(function, trainings, context.run.execution.trials, context.log)
+    worker = context.run.execution.trials.one_worker
+    found = context.run.cluster.map(function, trainings, worker, context.log)
     scores = [score for score, _ in found]
     predictions = found[measured.index(chosen)][1]
     train, validation, test = (task_data.load(data, split) for split in task_data.SPLITS)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cluster.config import ClusterConfig, GangConfig, WorkerConfig
+from cluster.config import ClusterConfig, GangConfig, TrialConfig, WorkerConfig
 from trainers.config import Schema
 from trainers.pretrain_config import Precision, PretrainConfig, ZeroConfig
 from trainers.sizes import (
@@ -26,10 +26,11 @@ _BYTES = ("B", "kB", "MB", "GB", "TB")
 def needs(kind: str, spec: Schema, execution: ClusterConfig, *, vocab_size: int | None) -> Needs:
     """What a step of this kind needs; empty where there is nothing to tell.
 
-    `cpus` and `gpus` are of one worker, trial or training. `trials`, `max_epochs` (of one trial)
-    and `trainings` are the most there can be: a search may stop trials early and finish fewer
-    than `final.top`. `memory_per_rank_bytes` is of the model states alone. Of a gang whose size may
-    change, `workers` is the most and `memory_per_rank_bytes` is with so many.
+    `cpus` and `gpus` are of one worker, trial or training; of trials and trainings with several
+    `ranks`, of one of these. `trials`, `max_epochs` (of one trial) and `trainings` are the most
+    there can be: a search may stop trials early and finish fewer than `final.top`.
+    `memory_per_rank_bytes` is of the model states alone. Of a gang whose size may change, `workers`
+    is the most and `memory_per_rank_bytes` is with so many.
 
     Args:
         kind: which stage computes the step.
@@ -48,10 +49,10 @@ def needs(kind: str, spec: Schema, execution: ClusterConfig, *, vocab_size: int 
         case "tune":
             assert isinstance(spec, TuneSpec)
             search: Needs = {"trials": spec.search.trials, "max_epochs": spec.max_epochs}
-            return search | _of_process(execution.trials)
+            return search | _of_trial(execution.trials)
         case "final":
             assert isinstance(spec, FinalSpec)
-            return {"trainings": _trainings(spec)} | _of_process(execution.trials)
+            return {"trainings": _trainings(spec)} | _of_trial(execution.trials)
     return {}
 
 
@@ -62,6 +63,8 @@ def describe(needs: Mapping[str, Any]) -> str:
         for name, noun in (("cpus", "CPU"), ("gpus", "GPU"))
         if needs.get(name)
     )
+    if "ranks" in needs:
+        each = f"{_counted(needs['ranks'], 'worker')} with {each}"
     most = needs.get("most_memory_per_rank_bytes")
     few = "" if most is None else f" ({_rounded(most, _BYTES)} with the fewest workers)"
     told: Mapping[str, Callable[[Any], str]] = {
@@ -151,6 +154,10 @@ def _precision(config: PretrainConfig, worker: WorkerConfig) -> Precision:
 
 def _of_process(worker: WorkerConfig) -> Needs:
     return {"cpus": worker.cpus, "gpus": worker.gpus}
+
+
+def _of_trial(trial: TrialConfig) -> Needs:
+    return ({"ranks": trial.workers} if trial.workers > 1 else {}) | _of_process(trial)
 
 
 def _trainings(spec: FinalSpec) -> int:

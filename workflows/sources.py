@@ -28,6 +28,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.final:last_point",
         "workflows.final:TRIALS",
         "cluster.trials",
+        "cluster.gang_trials",
         "cluster.searchers",
         "cluster.snapshots",
         "cluster.space",

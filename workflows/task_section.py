@@ -68,7 +68,7 @@ class PipelineTask(TaskConfig):
     def _population_can_change(self) -> Self:
         if self.search.scheduler != "pbt":
             return self
-        if len(set(self._values_of("epochs"))) > 1:
+        if len(set(self.values_of("epochs"))) > 1:
             raise ValueError("search.space.epochs: scheduler pbt needs one value for all trials")
         if self.search.perturb_epochs >= self.max_epochs:
             raise ValueError(
@@ -115,7 +115,7 @@ class PipelineTask(TaskConfig):
 
     @model_validator(mode="after")
     def _methods_go_with_type(self) -> Self:
-        for method in self._values_of("method"):
+        for method in self.values_of("method"):
             if method not in METHODS_OF_TASK[self.type]:
                 raise ValueError(
                     f"search.space: method {method} does not go with type {self.type}, whose head "
@@ -126,14 +126,14 @@ class PipelineTask(TaskConfig):
     def _check_method(self, place: str, name: str, branch: space.Point) -> None:
         """Refuse what goes with none of the methods that are tried with it."""
         wanted = METHODS_OF_HYPERPARAMETER.get(name)
-        tried = [branch["method"]] if "method" in branch else self._values_of("method")
+        tried = [branch["method"]] if "method" in branch else self.values_of("method")
         if wanted is not None and not set(wanted) & set(tried):
             raise ValueError(
                 f"search.space.{place} goes with method: {' or '.join(wanted)}; "
                 f"the search tries {', '.join(map(str, tried))}"
             )
 
-    def _values_of(self, hyperparameter: str) -> list[Any]:
+    def values_of(self, hyperparameter: str) -> list[Any]:
         """Values that a hyperparameter takes in the search, in any branch."""
         found = [
             value
@@ -153,7 +153,7 @@ class PipelineTask(TaskConfig):
     @property
     def max_epochs(self) -> int:
         """The longest a trial may train."""
-        return int(max(self._values_of("epochs")))
+        return int(max(self.values_of("epochs")))
 
 
 def _check_hyperparameter(place: str, name: str, value: Any) -> None:

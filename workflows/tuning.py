@@ -8,7 +8,7 @@ from typing import Any
 from cluster import capacity
 from cluster.config import POPULATION
 from cluster.interface import SearchPlan, TrialResult
-from trainers import finetune
+from trainers import finetune, task_inputs
 from trainers.task_config import MAY_CHANGE
 from workflows import final
 from workflows.artifacts import Artifacts, DamagedArtifactError
@@ -27,27 +27,26 @@ _BUDGET = {"trials", "max_hours", "least_trials"}
 
 def run(context: StageContext) -> Mapping[str, Any]:
     """The trials of a task's search."""
-    spec, worker = context.spec(TuneSpec), context.run.execution.trials
+    spec, trial = context.spec(TuneSpec), context.run.execution.trials
     attempt, cluster = context.attempt, context.run.cluster
     attempt.go_on_with(_RAY)
     earlier = _earlier(context)
     results = cluster.run_trials(
         finetune.FineTuning,
-        finetune.task_inputs(
+        task_inputs.task_inputs(
             spec.task,
             context.input("base"),
             context.input("data"),
-            threads=worker.cpus,
-            use_gpu=bool(worker.gpus),
+            execution=final.execution_of(trial),
         ),
         SearchPlan(
             spec.search,
-            worker,
+            trial,
             name=f"search_{context.step.fingerprint[:_DIGITS]}",
             metric=spec.task.metric,
             lower_is_better=spec.task.lower_is_better,
             max_epochs=spec.max_epochs,
-            slots=capacity.trials_at_once(cluster.capacity(), worker, context.run.searches),
+            slots=capacity.trials_at_once(cluster.capacity(), trial, context.run.searches),
             may_change=MAY_CHANGE,
             earlier=earlier,
             first=_winners(context),

@@ -1,7 +1,7 @@
 import pytest
 
 from cluster.capacity import CapacityError, check, slots, trials_at_once
-from cluster.config import ClusterConfig, GangConfig, WorkerConfig
+from cluster.config import ClusterConfig, GangConfig, TrialConfig, WorkerConfig
 from cluster.interface import Capacity
 
 
@@ -30,14 +30,22 @@ def test_more_workers_than_the_cluster_holds_are_refused_with_a_way_out() -> Non
 
 
 def test_trial_that_needs_a_missing_gpu_is_refused() -> None:
-    config = ClusterConfig(trials=WorkerConfig(cpus=1, gpus=1))
+    config = ClusterConfig(trials=TrialConfig(cpus=1, gpus=1))
     with pytest.raises(CapacityError, match=r"cluster\.trials asks for 1 CPUs and 1 GPUs"):
         check(config, Capacity(4, 0), {})
 
 
 @pytest.mark.parametrize(("searches", "expected"), [(1, 4), (2, 2), (3, 1), (9, 1), (0, 4)])
 def test_searches_share_the_cluster(searches: int, expected: int) -> None:
-    assert trials_at_once(Capacity(4, 0), WorkerConfig(cpus=1), searches) == expected
+    assert trials_at_once(Capacity(4, 0), TrialConfig(cpus=1), searches) == expected
+
+
+def test_workers_of_one_trial_run_together_or_not_at_all() -> None:
+    three = TrialConfig(workers=3)
+    assert [trials_at_once(Capacity(cpus, 0), three, 1) for cpus in (3, 5, 6)] == [1, 1, 2]
+    check(ClusterConfig(trials=three), Capacity(3, 0), {})
+    with pytest.raises(CapacityError, match=r"trials asks for 3 workers with 1 CPUs each, but"):
+        check(ClusterConfig(trials=three), Capacity(2, 0), {})
 
 
 def test_own_step_that_could_never_start_is_refused() -> None:

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,29 +25,18 @@ from toys import (
 )
 
 from cluster.config import (
-    ClusterConfig,
     GangConfig,
-    RetryConfig,
     SearchConfig,
-    WorkerConfig,
+    TrialConfig,
 )
 from cluster.interface import Metrics, SearchPlan, TaskFailedError, TrialResult, WorkerLostError
-from cluster.ray_cluster import RayCluster, connect
+from cluster.ray_cluster import RayCluster
 from cluster.space import Branches, Range
 
 pytestmark = pytest.mark.ray
 
-ONE = WorkerConfig()
+ONE = TrialConfig()
 TWO = GangConfig(workers=2)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    # Workers find the module `toys` as this process does.
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    with connect(ClusterConfig(retry=RetryConfig(max_attempts=2, delay_s=0))) as connected:
-        yield connected
-    del os.environ["PYTHONPATH"]
 
 
 def test_function_runs_elsewhere_and_prints_to_its_log(cluster: RayCluster, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster import searchers, space
-from cluster.config import SearchConfig, WorkerConfig
+from cluster.config import SearchConfig, TrialConfig
 from cluster.interface import SearchPlan, TrialResult
 from cluster.searchers import EPOCH, SCORE
 from cluster.space import Branches, Range
@@ -25,7 +25,7 @@ def plan(trials: int, earlier: list[TrialResult], **changes: Any) -> SearchPlan:
     first = changes.pop("first", [])
     config = SearchConfig(trials=trials, space=SPACE, **changes)
     return SearchPlan(
-        *(config, WorkerConfig()),
+        *(config, TrialConfig()),
         name="search",
         metric="accuracy",
         max_epochs=4,
@@ -143,7 +143,7 @@ def test_time_waits_for_the_least_and_for_no_more_when_all_fail() -> None:
     ended = result("a", POINT, 0.5)
     config = SearchConfig(max_hours=1e-9, least_trials=3, space=SPACE)
     plan_with_time = SearchPlan(
-        *(config, WorkerConfig()),
+        *(config, TrialConfig()),
         name="search",
         metric="accuracy",
         max_epochs=4,

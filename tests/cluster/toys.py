@@ -110,9 +110,68 @@ class ToyTrial:
         self.epoch, self.sum = int(epoch), float(total)
 
 
+class OutOfMemoryError(RuntimeError):
+    """By this name a gang tells that its memory did not suffice."""
+
+
+class ToyTrialOfRanks(ToyTrial):
+    """The same on several ranks, which bring their sums together; they save a file each."""
+
+    def start(self, hyperparameters: Mapping[str, Any], *, halvings: int = 0) -> None:
+        super().start(hyperparameters)
+        self.halvings = halvings
+
+    def step(self) -> dict[str, float]:
+        import torch.distributed as dist
+        from torch import tensor
+
+        metrics = super().step()
+        if self.x == -5 and self.epoch == 2 and self.halvings < 2 and dist.get_rank() == 1:
+            raise OutOfMemoryError("out of memory: cannot allocate")
+        if self.x == -6 and self.epoch == 2 and dist.get_rank() == 1:
+            die_once(Path(self.shared["marker"]))
+        total = tensor(self.sum * (dist.get_rank() + 1))
+        dist.all_reduce(total)
+        return {**metrics, "total": float(total), "halvings": float(self.halvings)}
+
+    def save(self, directory: Path) -> None:
+        (directory / f"rank{os.environ['RANK']}").mkdir()
+        super().save(directory / f"rank{os.environ['RANK']}")
+
+    def load(self, directory: Path) -> None:
+        assert len(list(directory.iterdir())) == int(os.environ["WORLD_SIZE"])
+        super().load(directory / f"rank{os.environ['RANK']}")
+
+
+def scaled_on_ranks(value: int, halvings: int) -> int:
+    """On every rank; some values misbehave once."""
+    import torch.distributed as dist
+    from torch import tensor
+
+    if value == -1 and dist.get_rank() == 1:
+        raise KeyError("minus one")
+    if value == -5 and halvings == 0:
+        raise OutOfMemoryError("out of memory: cannot allocate")
+    total = tensor(value)
+    dist.all_reduce(total)
+    return int(total) * 10 + halvings
+
+
+class ScaledAfterADeath:
+    """Loses its second rank the first time."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __call__(self, value: int, halvings: int) -> int:
+        if os.environ["RANK"] == "1":
+            die_once(self.marker)
+        return scaled_on_ranks(value, halvings)
+
+
 def search_by_itself(folder: Path, value: float) -> list[float]:
     """A search in a process of the cluster, as steps are; the scores of its trials."""
-    from cluster.config import RetryConfig, SearchConfig, WorkerConfig
+    from cluster.config import RetryConfig, SearchConfig, TrialConfig
     from cluster.interface import SearchPlan
     from cluster.ray_cluster import RayCluster
 
@@ -122,7 +181,7 @@ def search_by_itself(folder: Path, value: float) -> list[float]:
         ToyTrial,
         {"starts": folder / "starts"},
         SearchPlan(
-            *(config, WorkerConfig()), name=folder.name, metric="score", max_epochs=2, slots=1
+            *(config, TrialConfig()), name=folder.name, metric="score", max_epochs=2, slots=1
         ),
         directory=str(folder / "search"),
         log=folder / f"{folder.name}.log",

@@ -4,6 +4,7 @@ import csv
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import WORDS, write_classification, write_pipeline
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainers import tokenizer
 from trainers.config import TokenizerConfig
+from workflows.storage import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -134,3 +136,63 @@ def test_what_a_population_found_is_trained_again(tmp_path: Path) -> None:
     assert [epoch for epoch, _ in result["changes"]] == [epoch for epoch, _ in best["changes"]]
     assert result["test_openings"] == 1
     assert result["search"]["trials"] == 4
+
+
+def test_two_workers_a_trial_on_an_object_store_find_what_one_finds(
+    tmp_path: Path, s3: str
+) -> None:
+    save_base(tmp_path / "base")
+    write_classification(tmp_path / "tone.csv")
+    search = {
+        "trials": 2,
+        "searcher": "grid",
+        "space": {
+            "method": ["full", "lora"],
+            "learning_rate": 0.01,
+            "epochs": 2,
+            "batch_size": 15,
+            "dropout": 0.0,
+        },
+    }
+    data = {
+        "name": "given",
+        "base": {"from": "base"},
+        "tasks": {
+            "tone": {
+                "type": "classification",
+                "data": {"path": "tone.csv", "split": {"test": 0.25, "validation": 0.25}},
+                "metric": "accuracy",
+                "max_length": 64,
+                "search": search,
+                "final": {"seeds": 1},
+            }
+        },
+    }
+    alone, spread = str(tmp_path / "storage"), f"{s3}/spread"
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for storage, workers in ((alone, 1), (spread, 2)):
+        pipeline = write_pipeline(
+            tmp_path, {**data, "storage": storage, "cluster": {"trials": {"workers": workers}}}
+        )
+        answer = pretune("run", pipeline, "--json", folder=tmp_path)
+        assert answer.returncode == 0, answer.stderr
+        files = Storage.at(storage)
+        found[storage] = (
+            json.loads(one_of(files, "artifacts/tune", "output/trials.json")),
+            json.loads(one_of(files, "artifacts/final", "output/final.json")),
+        )
+    (trials, result), (trials_of_ranks, result_of_ranks) = found[alone], found[spread]
+    losses = [[epoch["loss"] for epoch in trial["history"]] for trial in trials]
+    assert [[epoch["loss"] for epoch in trial["history"]] for trial in trials_of_ranks] == [
+        pytest.approx(history, abs=1e-4) for history in losses
+    ]
+    assert result_of_ranks["hyperparameters"] == result["hyperparameters"]
+    assert result_of_ranks["test"] == pytest.approx(result["test"], abs=0.05)
+    shown = pretune("models", "list", "--json", "--storage", spread, folder=tmp_path)
+    assert [row["champion"] for row in json.loads(shown.stdout)] == [1]
+
+
+def one_of(files: Storage, under: str, ends: str) -> bytes:
+    """The only file with this end under a folder."""
+    (name,) = [name for name in files.find(under) if name.endswith(ends)]
+    return files.read(f"{under}/{name}")

@@ -20,8 +20,11 @@ from transformers import (
 from trainers import retraining, task_data
 from trainers.retraining import Training
 from trainers.task_config import Hyperparameters, TaskConfig
+from trainers.task_inputs import TrialExecution
 from trainers.task_types import class_of
 from trainers.task_types.base import Examples
+
+ONE = TrialExecution(threads=1, use_gpu=False)
 
 SEEDS = range(4)
 POINT = Hyperparameters(
@@ -108,8 +111,7 @@ def test_same_base_data_and_hyperparameters_score_the_same(tmp_path: Path) -> No
             hyperparameters=POINT.model_copy(update={"seed": seed}),
             from_scratch=False,
             output=tmp_path / f"model{seed}",
-            threads=1,
-            use_gpu=False,
+            execution=ONE,
         )
         retraining.train_and_export(plan)
         ours.append(retraining.test(plan)[0]["accuracy"])

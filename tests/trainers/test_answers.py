@@ -12,17 +12,20 @@ import torch
 from conftest import WORDS
 from worlds import trained_base
 
-from trainers import baselines, bases, finetune, model, pairs, task_data, tokenizer
+from trainers import baselines, bases, model, pairs, task_data, tokenizer
 from trainers.errors import DataError
 from trainers.finetune import FineTuning
 from trainers.metrics import of_spans, of_texts
 from trainers.predict import Predictor, tokenizer_of
 from trainers.segments import IGNORED_LABEL
 from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
+from trainers.task_inputs import TrialExecution, task_inputs
 from trainers.task_types import class_of, type_of
 from trainers.task_types.answers import QuestionAnswering, Windows
 from trainers.task_types.base import Examples, collate
 from trainers.task_types.generation import Generation
+
+ONE = TrialExecution(threads=1, use_gpu=False)
 
 SPLIT = SplitConfig(test=0.25, validation=0.25)
 LLAMA, BERT = {"model_type": "llama"}, {"model_type": "bert"}
@@ -67,7 +70,7 @@ def prepared(folder: Path, task: TaskConfig, rows: list[tuple[str, str, str]]) -
 
 
 def trained(task: TaskConfig, base: Path, data: Path, **settings: Any) -> FineTuning:
-    slot = FineTuning(finetune.task_inputs(task, base, data, threads=1, use_gpu=False))
+    slot = FineTuning(task_inputs(task, base, data, execution=ONE))
     slot.start({"learning_rate": 0.01, "dropout": 0.0} | settings)
     while not slot.is_finished:
         slot.train_epoch()
@@ -205,8 +208,8 @@ def test_a_share_of_labels_takes_as_many_steps_as_all_windows(base: Path, tmp_pa
     task = task_of("question_answering", "f1", max_length=32)
     rows = [(f"{text} {text} {text}", asked, said) for text, asked, said in places(60)]
     data = prepared(tmp_path, task, rows)
-    few = finetune.task_inputs(task, base, data, threads=1, use_gpu=False, label_fraction=0.5)
-    whole = finetune.task_inputs(task, base, data, threads=1, use_gpu=False)
+    few = task_inputs(task, base, data, execution=ONE, label_fraction=0.5)
+    whole = task_inputs(task, base, data, execution=ONE)
     assert len(whole.train) > 1.5 * task_data.count(data, task_data.TRAIN)
     assert few.whole == whole.whole == len(whole.train)
     assert len(few.train) < whole.whole
@@ -218,7 +221,6 @@ def test_questions_are_learnt_saved_and_answered(base: Path, tmp_path: Path) -> 
     slot = trained(task, base, data, epochs=6)
     scores = slot.validate()
     assert scores["f1"] > 0.8
-    (tmp_path / "model").mkdir()
     slot.export(tmp_path / "model", tokenizer_of(base, task))
     predictor = Predictor(tmp_path / "model", task)
     rows = task_data.load(data, task_data.VALIDATION)
@@ -314,7 +316,6 @@ def test_replies_are_learnt_saved_and_written(base: Path, tmp_path: Path) -> Non
     scores = slot.validate()
     assert scores["exact_match"] > 0.9
     assert scores["loss"] < 0.5
-    (tmp_path / "model").mkdir()
     slot.export(tmp_path / "model", tokenizer_of(base, task))
     predictor = Predictor(tmp_path / "model", task)
     rows = task_data.load(data, task_data.VALIDATION)
@@ -338,7 +339,6 @@ def test_adapters_of_a_writer_leave_the_bases_head_and_are_merged(
     slot = trained(task, base, data, epochs=4, method="lora")
     scores = slot.validate()
     assert scores["loss"] < first
-    (tmp_path / "model").mkdir()
     slot.export(tmp_path / "model", tokenizer_of(base, task))
     before, after = (bases.weights_of(folder)[1] for folder in (base, tmp_path / "model"))
     assert np.array_equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])

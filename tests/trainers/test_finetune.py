@@ -11,14 +11,18 @@ from conftest import write_classification, write_entities
 from transformers import pipeline
 from worlds import trained_base
 
-from trainers import bases, finetune, retraining, task_data, tokenizer
+from trainers import bases, retraining, task_data, tokenizer
 from trainers.errors import DataError
-from trainers.finetune import FineTuning, TaskInputs, batches_by_length
+from trainers.finetune import FineTuning
 from trainers.predict import Predictor
 from trainers.retraining import Training
+from trainers.task_batches import batches_by_length
 from trainers.task_config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
+from trainers.task_inputs import TaskInputs, TrialExecution, task_inputs
 from trainers.task_types import class_of
 from trainers.task_types.base import Encoded
+
+ONE = TrialExecution(threads=1, use_gpu=False)
 
 GOOD = {"learning_rate": 0.01, "epochs": 3, "dropout": 0.0}
 SPLIT = SplitConfig(test=0.25, validation=0.25)
@@ -44,7 +48,7 @@ def make_task(folder: Path, kind: str) -> tuple[TaskConfig, Path]:
 @pytest.fixture(scope="module")
 def tone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> TaskInputs:
     task, data = make_task(tmp_path_factory.mktemp("tone"), "classification")
-    return finetune.task_inputs(task, base, data, threads=1, use_gpu=False)
+    return task_inputs(task, base, data, execution=ONE)
 
 
 def train(slot: FineTuning, **changes: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -66,7 +70,7 @@ def test_classification_is_learnt(tone: TaskInputs) -> None:
 
 def test_entities_are_learnt(base: Path, tmp_path: Path) -> None:
     task, data = make_task(tmp_path, "token_classification")
-    inputs = finetune.task_inputs(task, base, data, threads=1, use_gpu=False)
+    inputs = task_inputs(task, base, data, execution=ONE)
     scores, _ = train(FineTuning(inputs), epochs=4)
     assert scores["entity_f1"] > 0.9
 
@@ -269,7 +273,7 @@ def test_batches_hold_each_row_once_and_rows_of_similar_length() -> None:
 
 def training(base: Path, task: TaskConfig, data: Path, output: Path) -> Training:
     point = Hyperparameters.model_validate(GOOD)
-    return Training(task, base, data, point, False, output, threads=1, use_gpu=False)
+    return Training(task, base, data, point, False, output, execution=ONE)
 
 
 def test_exported_model_says_what_the_training_measured(base: Path, tmp_path: Path) -> None:
@@ -310,9 +314,7 @@ def test_base_may_be_any_folder_with_its_own_special_tokens(base: Path) -> None:
 def test_fewer_labels_are_trained_in_as_many_steps(base: Path, tmp_path: Path) -> None:
     task, data = make_task(tmp_path, "classification")
     plan = replace(training(base, task, data, tmp_path / "model"), label_fraction=0.25)
-    few = finetune.task_inputs(
-        task, base, data, threads=1, use_gpu=False, label_fraction=plan.label_fraction
-    )
+    few = task_inputs(task, base, data, execution=ONE, label_fraction=plan.label_fraction)
     rows = task_data.count(data, task_data.TRAIN)
     assert len(few.train) == pytest.approx(rows / 4, abs=1)
     steps = []
@@ -328,3 +330,14 @@ def test_fewer_labels_are_trained_in_as_many_steps(base: Path, tmp_path: Path) -
         retraining.train_and_export(plan)
     assert len(steps) == pytest.approx(GOOD["epochs"] * rows / 16, abs=rows / 4 / 16 + 1)
     assert (plan.output / "model.safetensors").is_file()
+
+
+def test_heads_without_a_dropout_of_their_own_take_that_of_the_trial(
+    base: Path, tmp_path: Path
+) -> None:
+    task, data = make_task(tmp_path, "token_classification")
+    slot = FineTuning(task_inputs(task, base, data, execution=ONE))
+    for dropout in (0.0, 0.3):
+        slot.start({**GOOD, "dropout": dropout})
+        found = [part.p for part in slot.model.modules() if isinstance(part, torch.nn.Dropout)]
+        assert found == [dropout]

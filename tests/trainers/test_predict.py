@@ -22,7 +22,10 @@ from trainers.config import ModelConfig, TokenizerConfig
 from trainers.predict import Predictor
 from trainers.retraining import Training
 from trainers.task_config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
+from trainers.task_inputs import TrialExecution
 from trainers.task_types import class_of
+
+ONE = TrialExecution(threads=1, use_gpu=False)
 
 MAX_LENGTH = 96
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -79,8 +82,7 @@ def trained(folder: Path, family: str, kind: str, **point: Any) -> tuple[Trainin
         hyperparameters=Hyperparameters.model_validate(settings),
         from_scratch=False,
         output=folder / "model",
-        threads=1,
-        use_gpu=False,
+        execution=ONE,
     )
     return plan, retraining.train_and_export(plan)
 
@@ -164,8 +166,7 @@ def finished(folder: Path, family: str, task: TaskConfig, **point: Any) -> tuple
         hyperparameters=Hyperparameters.model_validate({"dropout": 0.0, **point}),
         from_scratch=False,
         output=folder / "model",
-        threads=1,
-        use_gpu=False,
+        execution=ONE,
     )
     return plan, retraining.train_and_export(plan)
 

@@ -11,10 +11,12 @@ from test_answers import replies, task_of
 from test_finetune import make_task
 from worlds import trained_base
 
-from trainers import finetune
 from trainers.errors import OutOfMemoryError
-from trainers.finetune import FineTuning, TaskInputs
+from trainers.finetune import FineTuning
 from trainers.task_config import TaskConfig
+from trainers.task_inputs import TaskInputs, TrialExecution, task_inputs
+
+ONE = TrialExecution(threads=1, use_gpu=False)
 
 SETTINGS = {"learning_rate": 0.01, "epochs": 2, "dropout": 0.0, "batch_size": 16}
 
@@ -25,7 +27,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def inputs_of(task: TaskConfig, base: Path, data: Path) -> TaskInputs:
-    return finetune.task_inputs(task, base, data, threads=1, use_gpu=False)
+    return task_inputs(task, base, data, execution=ONE)
 
 
 def with_room_for(slot: FineTuning, rows: int) -> list[int]:

@@ -77,6 +77,7 @@ def test_a_configuration_survives_being_written_and_read(
         ),
         ("cluster.pretrain.workers", {"min": 1, "mx": 4}, "did you mean 'max'?"),
         ("cluster.pretrain.workers", 0, "cluster.pretrain.workers: Input should be greater"),
+        ("cluster.trials", {"workers": 2, "gpus": 0.5}, "need whole GPUs (got gpus: 0.5)"),
         ("cluster.pretrain.micro_batch_size", "all", "cluster.pretrain.micro_batch_size: Input"),
         ("cluster.address", "ray://head:10001", "ray:// (Ray Client) cannot run"),
         ("storage", "ftp://host/prefix", "give a folder or one of s3://, gs://, abfs://"),
@@ -114,6 +115,26 @@ def test_bad_value_is_refused_with_its_place_and_a_way_out(
     message = error_of(tmp_path, changed(pipeline, key, value))
     assert expected in message
     assert message.startswith(f"{tmp_path / 'pipeline.yaml'}:")
+
+
+@pytest.mark.parametrize(
+    ("search", "expected"),
+    [
+        ({"space": {"gradual_unfreezing": True}}, "tasks.tone: gradual_unfreezing does not go"),
+        ({"space": {"prefix_loss": [0.0, 0.3]}}, "tasks.tone: prefix_loss does not go"),
+        (
+            {"trials": 4, "scheduler": "pbt", "space": {"dropout": [0.0, 0.1], "epochs": 2}},
+            "tasks.tone: scheduler: pbt does not go",
+        ),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused_with_several_workers_a_trial(
+    tmp_path: Path, pipeline: dict[str, Any], search: dict[str, Any], expected: str
+) -> None:
+    changed(pipeline, "tasks.tone.search", {"trials": 2, **search})
+    load_config(write_pipeline(tmp_path, pipeline))
+    message = error_of(tmp_path, changed(pipeline, "cluster.trials", {"workers": 2}))
+    assert f"{expected} with cluster.trials.workers: 2: " in message
 
 
 def test_unknown_key_is_named_with_its_line(tmp_path: Path, pipeline: dict[str, Any]) -> None:

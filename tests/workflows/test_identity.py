@@ -27,6 +27,7 @@ WHERE = {
     "cluster.pretrain.micro_batch_size": st.sampled_from([1, 2, "auto"]),
     "cluster.pretrain.hang_after_s": st.floats(1, 600),
     "cluster.trials.cpus": st.integers(1, 8),
+    "cluster.trials.zero_stage": st.integers(0, 3),
     "cluster.trials.gpus": st.sampled_from([0, 0.5, 1]),
     "cluster.retry.max_attempts": st.integers(1, 9),
     "cluster.retry.delay_s": st.floats(0, 60),

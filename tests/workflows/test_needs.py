@@ -141,6 +141,14 @@ def test_final_counts_the_best_with_each_seed_and_the_control(
     assert found == {"trainings": expected, "cpus": 2, "gpus": 0.0}
 
 
+def test_workers_of_each_trial_are_told() -> None:
+    found = needs(
+        "final", final_spec(1, 2, rates=None), cluster(trials={"workers": 4}), vocab_size=None
+    )
+    assert found == {"trainings": 2, "ranks": 4, "cpus": 1, "gpus": 0.0}
+    assert describe(found) == "2 trainings x 4 workers with 1 CPU"
+
+
 def test_every_step_of_the_demo_is_described() -> None:
     config = load_config(DEMO)
     nothing = OutsideData(

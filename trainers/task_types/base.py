@@ -18,8 +18,6 @@ from trainers.task_config import TaskConfig, TaskDataConfig
 
 Answer = TypeVar("Answer")
 
-_ROWS_AT_ONCE = 64
-
 Network = Mapping[str, Any]
 """A model's configuration."""
 
@@ -81,6 +79,8 @@ class TaskType(ABC):
     """Whether a model is asked what it makes of the true answers, too."""
     keeps_head: ClassVar[bool] = False
     """Whether the head is the base's own, not a new one."""
+    rows_at_once: ClassVar[int] = 64
+    """Rows that a model is asked for together."""
 
     def __init__(self, task: TaskConfig, labels: Sequence[str]) -> None:
         self.task, self.labels = task, list(labels)
@@ -139,9 +139,17 @@ class TaskType(ABC):
 
     @abstractmethod
     def answers(
-        self, network: PreTrainedModel, rows: Encoded, tokenizer: PreTrainedTokenizerBase
+        self,
+        network: PreTrainedModel,
+        rows: Encoded,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        at_once: int | None = None,
     ) -> list[Prediction]:
-        """What a model says of each row that `encode` made."""
+        """What a model says of each row that `encode` made; asked for `at_once` rows together.
+
+        Collective where several processes train the model.
+        """
 
     @abstractmethod
     def score(self, truth: Sequence[Any], found: Sequence[Prediction]) -> dict[str, float]:
@@ -167,7 +175,12 @@ class OnePass(TaskType):
 
     @torch.no_grad()
     def answers(
-        self, network: PreTrainedModel, rows: Encoded, tokenizer: PreTrainedTokenizerBase
+        self,
+        network: PreTrainedModel,
+        rows: Encoded,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        at_once: int | None = None,
     ) -> list[Prediction]:
         """What a model says of each row."""
         network.eval()
@@ -182,7 +195,7 @@ class OnePass(TaskType):
                 for row, values in zip(chosen, activated, strict=True)
             ]
 
-        return self.predictions(by_length(rows, _ROWS_AT_ONCE, outputs), rows)
+        return self.predictions(by_length(rows, at_once or self.rows_at_once, outputs), rows)
 
     @abstractmethod
     def activate(self, logits: Tensor) -> Tensor:
@@ -222,9 +235,11 @@ def by_length(
 
     Args:
         rows: of a task.
-        at_once: rows that are asked for together; fewer when memory runs out.
+        at_once: rows that are asked for together; fewer when memory runs out, unless others wait.
         answer: is given numbers of rows.
     """
+    if torch.distributed.is_initialized():
+        return _shared_by_length(rows, at_once, answer)
     left = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
     found: dict[int, Answer] = {}
     while left:
@@ -239,6 +254,26 @@ def by_length(
             continue
         found.update(zip(chosen, answers, strict=True))
         left = left[len(chosen) :]
+    return [found[row] for row in range(len(rows))]
+
+
+def _shared_by_length(
+    rows: Encoded, at_once: int, answer: Callable[[Sequence[int]], Sequence[Answer]]
+) -> list[Answer]:
+    """The same, shared out among ranks that train one model. Collective.
+
+    All ranks ask equally often: with ZeRO-3 they gather the weights together.
+    """
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    order = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
+    chunks = [order[start : start + at_once] for start in range(0, len(order), at_once)]
+    chunks += chunks[:1] * (-len(chunks) % world_size)
+    mine: dict[int, Answer] = {}
+    for chunk in chunks[rank::world_size]:
+        mine.update(zip(chunk, answer(chunk), strict=True))
+    of_all: list[dict[int, Answer]] = [{}] * world_size
+    torch.distributed.all_gather_object(of_all, mine)
+    found = {row: answer for of_rank in of_all for row, answer in of_rank.items()}
     return [found[row] for row in range(len(rows))]
 
 

@@ -29,8 +29,6 @@ from trainers.task_types.base import (
     without_labels,
 )
 
-_ROWS_AT_ONCE = 16
-
 
 class Prompts(Encoded):
     """Texts, each with its answer where that is known."""
@@ -48,6 +46,7 @@ class Generation(TaskType):
     head = AutoModelForCausalLM
     constant = "most frequent answer"
     keeps_head = measures_truth = True
+    rows_at_once = 16
 
     @classmethod
     def label_of(cls, row: Mapping[str, Any], config: TaskDataConfig) -> str:
@@ -110,7 +109,12 @@ class Generation(TaskType):
 
     @torch.no_grad()
     def answers(
-        self, network: PreTrainedModel, rows: Encoded, tokenizer: PreTrainedTokenizerBase
+        self,
+        network: PreTrainedModel,
+        rows: Encoded,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        at_once: int | None = None,
     ) -> list[Prediction]:
         """What the model writes, always the likeliest token; and the loss of the true answers."""
         network.eval()
@@ -130,6 +134,7 @@ class Generation(TaskType):
                 do_sample=False,
                 eos_token_id=end,
                 pad_token_id=tokenizer.pad_token_id,
+                synced_gpus=torch.distributed.is_initialized(),  # none ends before the others
             )[:, ids.shape[1] :]
             texts = tokenizer.batch_decode(_until(end, tokens), skip_special_tokens=True)
             losses = self._losses(network, rows, chosen, tokenizer.pad_token_id)
@@ -138,7 +143,7 @@ class Generation(TaskType):
                 for text, loss in zip(texts, losses, strict=True)
             ]
 
-        return by_length(rows, _ROWS_AT_ONCE, written)
+        return by_length(rows, at_once or self.rows_at_once, written)
 
     def _losses(
         self, network: PreTrainedModel, rows: Encoded, chosen: Sequence[int], pad_token: int

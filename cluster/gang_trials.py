@@ -1,0 +1,175 @@
+"""Trials that several processes train together: each a gang, which one process drives."""
+
+import json
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import ray
+
+from cluster.config import GangConfig
+from cluster.interface import TaskFailedError, Trial
+from cluster.standing_gang import StandingGang, is_out_of_memory
+
+_POINTER = "gang.json"
+_FOLDER = "gangs"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all ranks of all trials are given, placed once per node."""
+
+    reference: Any
+    """Of Ray; within a dataclass it stays one until a rank asks for its value."""
+
+
+class GangTrial:
+    """Implements `cluster.interface.Trial` by calling one on every rank of a gang.
+
+    Each configuration has a gang of its own: its memory is free when it ends, whatever the library
+    that spreads the training holds on to. A gang that runs out of memory is started again, goes on
+    from the last epoch that was saved, and its trial is told.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        *,
+        factory: Callable[[Any], Trial],
+        gang: GangConfig,
+        directory: str,
+        kept: int,
+        log: Path,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            shared: handed to `factory` on each rank.
+            factory: makes the trial of a rank.
+            gang: of a fixed size.
+            directory: a folder or URL that every node sees.
+            kept: checkpoints of a configuration.
+            log: beside it the ranks write theirs.
+        """
+        self._make = partial(_TrialOfRank, factory, shared)
+        self._gang_config, self._directory = gang, directory
+        self._kept, self._log = kept, log
+        self._gang: StandingGang | None = None
+        self.is_finished = False
+
+    def start(self, hyperparameters: Mapping[str, Any], *, halvings: int = 0) -> None:
+        """Begin a configuration with a new gang."""
+        self._point, self._halvings = dict(hyperparameters), halvings
+        self._saved: list[str] = []
+        self._begin()
+
+    def step(self) -> dict[str, float]:
+        """Train one epoch on all ranks; the first one's metrics."""
+        return dict(self._call("step"))
+
+    def save(self, directory: Path) -> None:
+        """Have the ranks write to a folder that all see; `directory` says which."""
+        folder = f"{self._directory}/{_FOLDER}/{uuid.uuid4().hex}"
+        self._call("save", folder)
+        self._saved.append(folder)
+        (directory / _POINTER).write_text(
+            json.dumps({"folder": folder, "halvings": self._halvings}), encoding="utf-8"
+        )
+        for old in self._saved[: -self._kept]:
+            _remove(old)
+            self._saved.remove(old)
+        if self.is_finished:
+            self.close()  # what it holds is free for others
+
+    def load(self, directory: Path) -> None:
+        """Go on from what `save` wrote."""
+        pointer = json.loads((directory / _POINTER).read_text(encoding="utf-8"))
+        files, path = fsspec.url_to_fs(pointer["folder"])
+        if not files.exists(path):
+            raise FileNotFoundError(f"a trial's checkpoint is gone: {pointer['folder']}")
+        if pointer["halvings"] > self._halvings:
+            self._halvings = pointer["halvings"]
+            self._begin()
+        self._call("load", pointer["folder"])
+        self._saved.append(pointer["folder"])
+
+    def close(self) -> None:
+        """End the gang."""
+        gang, self._gang = self._gang, None
+        if gang is not None:
+            gang.close()
+
+    def _begin(self) -> None:
+        self.close()
+        self._gang = StandingGang(
+            self._make, self._gang_config, directory=self._directory, log=self._log
+        )
+        self._call("start", self._point, self._halvings)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        """On all ranks, with less memory where it did not suffice; what the first returned."""
+        while True:
+            assert self._gang is not None, "a trial is started before it is asked for anything"
+            try:
+                value, self.is_finished = self._gang.call(method, *args)
+            except TaskFailedError as error:
+                if method == "start" or not is_out_of_memory(error):
+                    raise
+            else:
+                return value
+            self._halvings += 1
+            self._begin()
+            if self._saved:
+                self._call("load", self._saved[-1])
+
+
+class _TrialOfRank:
+    """A trial as the gang calls it: each answer says whether the trial is finished, too."""
+
+    def __init__(self, factory: Callable[[Any], Trial], shared: Shared) -> None:
+        self._trial = factory(ray.get(shared.reference))
+
+    def start(self, point: Mapping[str, Any], halvings: int) -> tuple[None, bool]:
+        self._trial.start(point, halvings=halvings)
+        return None, self._trial.is_finished
+
+    def step(self) -> tuple[dict[str, float], bool]:
+        return self._trial.step(), self._trial.is_finished
+
+    def save(self, folder: str) -> tuple[None, bool]:
+        files, path = fsspec.url_to_fs(folder)
+        if _is_local(files):
+            Path(path).mkdir(parents=True, exist_ok=True)
+            self._trial.save(Path(path))
+        else:
+            with tempfile.TemporaryDirectory() as here:
+                self._trial.save(Path(here))
+                for name in Path(here).rglob("*"):
+                    if name.is_file():
+                        files.put_file(str(name), f"{path}/{name.relative_to(here).as_posix()}")
+        return None, self._trial.is_finished
+
+    def load(self, folder: str) -> tuple[None, bool]:
+        files, path = fsspec.url_to_fs(folder)
+        if _is_local(files):
+            self._trial.load(Path(path))
+        else:
+            with tempfile.TemporaryDirectory() as here:
+                files.get(f"{path}/", f"{here}/", recursive=True)
+                self._trial.load(Path(here))
+        return None, self._trial.is_finished
+
+
+def _is_local(files: Any) -> bool:
+    return isinstance(files, fsspec.implementations.local.LocalFileSystem)
+
+
+def _remove(folder: str) -> None:
+    files, path = fsspec.url_to_fs(folder)
+    if files.exists(path):
+        files.rm(path, recursive=True)

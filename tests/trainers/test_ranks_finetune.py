@@ -1,0 +1,136 @@
+"""Fine-tuning with DeepSpeed on two ranks gives what it gives in one process."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_answers import prepared as prepared_answers
+from test_answers import replies, task_of
+from test_finetune import make_task
+from test_ranks import HERE, free_port
+from tuning_world import Found, Request, on_ranks, run
+from worlds import trained_base
+
+from trainers import retraining, task_data
+from trainers.task_config import TaskConfig
+from trainers.task_inputs import TrialExecution
+
+pytestmark = pytest.mark.slow
+
+ONE = TrialExecution(threads=1, use_gpu=False)
+SETTINGS = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3, "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def tone(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaskConfig, Path]:
+    return make_task(tmp_path_factory.mktemp("tone"), "classification")
+
+
+def request(task: TaskConfig, base: Path, data: Path, **changes: Any) -> Request:
+    return Request(task, base, data, {**SETTINGS, **changes}, ONE)
+
+
+def run_ranks(requests: Sequence[Request], folder: Path, number: int = 2) -> list[Found]:
+    """What rank 0 found."""
+    folder.mkdir(exist_ok=True)
+    asked, answered = folder / "requests.pkl", folder / "found.pkl"
+    asked.write_bytes(pickle.dumps(list(requests)))
+    common = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, [HERE.parents[1], HERE, HERE.parent])),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(number),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    command = [sys.executable, str(HERE / "tuning_world.py"), str(asked), str(answered)]
+    logs = [folder / f"rank{rank}.log" for rank in range(number)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    codes = [process.wait(timeout=400) for process in ranks]
+    said = "\n".join(log.read_text(errors="replace")[-5000:] for log in logs)
+    assert codes == [0] * number, said
+    found: list[Found] = pickle.loads(answered.read_bytes())
+    return found
+
+
+def assert_same(one: Found, other: Found, case: Any) -> None:
+    assert one.scores[0]["loss"] == pytest.approx(other.scores[0]["loss"], abs=1e-4), case
+    assert one.scores[-1].keys() == other.scores[-1].keys()
+    assert one.weights.keys() == other.weights.keys(), case
+    for name, weight in one.weights.items():
+        # In the mean: where a gradient is nearly nothing, AdamW makes much of its last digits.
+        assert (weight - other.weights[name]).abs().mean() < 2e-6, (case, name)
+
+
+def test_every_stage_and_method_gives_the_weights_of_one_process(
+    base: Path, tone: tuple[TaskConfig, Path], tmp_path: Path
+) -> None:
+    task, data = tone
+    cases = [
+        *(({}, stage) for stage in (0, 1, 2, 3)),
+        ({"layer_decay": 0.8, "frozen_layers": 1, "label_smoothing": 0.1}, 3),
+        ({"token_dropout": 0.2}, 2),
+        ({"method": "lora"}, 2),
+        ({"method": "lora"}, 3),
+        ({"method": "head"}, 3),
+    ]
+    requests = [request(task, base, data, **changes) for changes, _ in cases]
+    sharded = [on_ranks(one, stage) for one, (_, stage) in zip(requests, cases, strict=True)]
+    found = run_ranks(sharded, tmp_path / "ranks")
+    for case, one, of_ranks in zip(cases, requests, found, strict=True):
+        assert_same(run(one), of_ranks, case)
+
+
+def test_words_and_answers_weigh_by_their_number_on_ranks(base: Path, tmp_path: Path) -> None:
+    for name in ("words", "written"):
+        (tmp_path / name).mkdir()
+    words, of_words = make_task(tmp_path / "words", "token_classification")
+    written = task_of("generation", "loss")
+    of_written = prepared_answers(tmp_path / "written", written, replies(60))
+    # 7 rows a batch: ranks have different numbers of them, and the last batch has fewer.
+    requests = [
+        request(words, base, of_words, batch_size=7),
+        request(written, base, of_written, batch_size=7),
+    ]
+    halved = [replace(on_ranks(one, 3), halvings=1) for one in requests]
+    found = run_ranks(halved, tmp_path / "ranks")
+    for one, of_ranks in zip(requests, found, strict=True):
+        alone = run(one)
+        assert_same(alone, of_ranks, one.task.type)
+        assert of_ranks.scores[-1] == pytest.approx(alone.scores[-1], abs=1e-3)
+
+
+def test_what_ranks_save_is_gone_on_from_and_what_they_export_is_whole(
+    base: Path, tone: tuple[TaskConfig, Path], tmp_path: Path
+) -> None:
+    task, data = tone
+    one = on_ranks(request(task, base, data, method="lora", dropout=0.1), 3)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    resumed = replace(one, resumes_in=saved, output=tmp_path / "model")
+    whole, gone_on = run_ranks([one, resumed], tmp_path / "ranks")
+    assert gone_on.scores == whole.scores
+    for name, weight in whole.weights.items():
+        assert weight.equal(gone_on.weights[name]), name
+    rows = task_data.load(data, task_data.VALIDATION)
+    scores, _ = retraining.evaluate(tmp_path / "model", task, rows)
+    assert scores == pytest.approx({k: gone_on.scores[-1][k] for k in scores}, abs=1e-6)
