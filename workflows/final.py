@@ -3,30 +3,25 @@
 import json
 import math
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
-from cluster.config import TrialConfig
-from trainers import baselines, retraining, task_data
+from trainers import baselines, task_data
 from trainers.retraining import Training
 from trainers.task_config import MAY_CHANGE, Hyperparameters, Metric, merit_of
-from trainers.task_inputs import TrialExecution
 from trainers.task_types import TaskType, type_of
 from trainers.task_types.base import Examples
 from workflows.execution import StageContext
 from workflows.openings import open_test
 from workflows.pipeline import FinalSpec
+from workflows.trainings import Trained, again, planned, test_all, train_all
 
 TRIALS = "trials.json"
 RESULT = "final.json"
 MODEL = "model"
 PREDICTIONS = "predictions.json"
-
-_RAY = "ray"
 
 _SHARE_OF_OTHERS = 0.1
 """Of a learning rate that is good for adapters or a head, what is good for all weights."""
@@ -40,17 +35,6 @@ class NoTrialFinishedError(RuntimeError):
     """A search ended without one usable configuration."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A training and what it scores on the validation rows."""
-
-    training: Training
-    validation: float
-    """The task's metric."""
-    merit: float
-    """The same, turned so that higher is better."""
-
-
 def run(context: StageContext) -> Mapping[str, Any]:
     """The chosen model in `model/`, all scores in `final.json`, test predictions beside them."""
     spec = context.spec(FinalSpec)
@@ -61,8 +45,8 @@ def run(context: StageContext) -> Mapping[str, Any]:
     usual = Hyperparameters.model_validate(last_point(top[0]))
     scratch_points = _scratch_points(spec, usual, trials)
     # The control's learning rate is chosen with one seed, at the same time.
-    first = [_plan(context, "scratch", point, 0) for point in scratch_points]
-    trained = _train(context, [*plans, *first])
+    first = [planned(context, point, 0, from_scratch=True) for point in scratch_points]
+    trained = train_all(context, [*plans, *first])
 
     candidates = _of_best_mean(trained[: len(plans)], spec.final.seeds)
     chosen = max(candidates, key=lambda one: one.merit)
@@ -70,10 +54,10 @@ def run(context: StageContext) -> Mapping[str, Any]:
     if first:
         winner = max(trained[len(plans) :], key=lambda one: one.merit)
         point = winner.training.hyperparameters
-        others = [_plan(context, "scratch", point, seed) for seed in seeds[1:]]
-        controls = [winner, *_train(context, others)]
+        others = [planned(context, point, seed, from_scratch=True) for seed in seeds[1:]]
+        controls = [winner, *train_all(context, others)]
     fewer = _with_fewer_labels(context, spec, chosen, controls)
-    result = _opened_test(context, spec, chosen, candidates, controls, fewer)
+    result = _opened_test(context, chosen, candidates, controls, fewer)
     result["search"] = _optimism(trials, spec.task.metric, candidates)
     (context.output / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
     context.exchange().collect(chosen.training.output)
@@ -148,78 +132,21 @@ def _with_fewer_labels(
 ) -> list[Trained]:
     """The chosen configuration, and the control, with each share of the labels and each seed."""
     plans = [
-        replace(_again(context, training, seed), label_fraction=fraction)
+        replace(again(context, training, seed), label_fraction=fraction)
         for fraction in spec.controls.label_fractions
         if fraction < 1.0
         for training in (chosen.training, *(one.training for one in controls[:1]))
         for seed in range(spec.final.seeds)
     ]
-    return _train(context, plans) if plans else []
+    return train_all(context, plans) if plans else []
 
 
 def _plan_of_trial(context: StageContext, trial: Trial, seed: int) -> Training:
     """A trial's configuration again; where it changed on the way, it changes there again."""
     of = Hyperparameters.model_validate
     changes = tuple((epoch, of(point)) for epoch, point in trial.get("changes") or ())
-    plan = _plan(context, "pretrained", of(trial["hyperparameters"]), seed)
-    return _again(context, replace(plan, changes=changes), seed)
-
-
-def _again(context: StageContext, training: Training, seed: int) -> Training:
-    """The same training with another seed, in a folder of its own."""
-
-    def seeded(point: Hyperparameters) -> Hyperparameters:
-        return point.model_copy(update={"seed": seed})
-
-    return replace(
-        training,
-        hyperparameters=seeded(training.hyperparameters),
-        changes=tuple((epoch, seeded(point)) for epoch, point in training.changes),
-        output=_new_folder(context),
-    )
-
-
-def _new_folder(context: StageContext) -> Path:
-    return context.attempt.work / "models" / uuid.uuid4().hex
-
-
-def execution_of(trial: TrialConfig) -> TrialExecution:
-    """How a training runs, as the trainers know it."""
-    return TrialExecution(
-        threads=trial.cpus,
-        use_gpu=bool(trial.gpus),
-        zero_stage=trial.zero_stage,
-        hang_after_s=trial.hang_after_s,
-    )
-
-
-def _plan(context: StageContext, origin: str, point: Hyperparameters, seed: int) -> Training:
-    return Training(
-        task=context.spec(FinalSpec).task,
-        base=context.input("base"),
-        data=context.input("data"),
-        hyperparameters=point.model_copy(update={"seed": seed}),
-        from_scratch=origin == "scratch",
-        output=_new_folder(context),
-        execution=execution_of(context.run.execution.trials),
-    )
-
-
-def _train(context: StageContext, plans: Sequence[Training]) -> list[Trained]:
-    cluster, trial = context.run.cluster, context.run.execution.trials
-    function = context.exchange().mapped(retraining.train_and_export)
-    if trial.workers > 1:
-        directory = f"{context.attempt.shared_work}/{_RAY}"
-        scores = cluster.map_on_gangs(
-            function, plans, trial.gang, directory=directory, log=context.log
-        )
-    else:
-        scores = cluster.map(function, plans, trial, context.log)
-    task = context.spec(FinalSpec).task
-    return [
-        Trained(plan, found[task.metric], task.merit(found))
-        for plan, found in zip(plans, scores, strict=True)
-    ]
+    plan = planned(context, of(trial["hyperparameters"]), seed)
+    return again(context, replace(plan, changes=changes), seed)
 
 
 def _of_best_mean(trained: Sequence[Trained], seeds: int) -> list[Trained]:
@@ -230,65 +157,69 @@ def _of_best_mean(trained: Sequence[Trained], seeds: int) -> list[Trained]:
 
 def _opened_test(
     context: StageContext,
-    spec: FinalSpec,
     chosen: Trained,
     candidates: Sequence[Trained],
     controls: Sequence[Trained],
     fewer: Sequence[Trained],
 ) -> dict[str, Any]:
     """Look at the test rows, after every choice is made, and write down what was found."""
-    task, data = spec.task, context.input("data")
-    measured = [*candidates, *controls, *fewer]
     openings = open_test(
         context.run.paths.storage,
         task_data.digest_of_test(context.input("data")),
         step=context.step.name,
         run=context.run.paths.run_id,
     )
-    function = context.exchange().mapped(retraining.test)
+    measured = [*candidates, *controls, *fewer]
     trainings = [one.training for one in measured]
-    worker = context.run.execution.trials.one_worker
-    found = context.run.cluster.map(function, trainings, worker, context.log)
-    scores = [score for score, _ in found]
-    predictions = found[measured.index(chosen)][1]
-    train, validation, test = (task_data.load(data, split) for split in task_data.SPLITS)
-    kind = type_of(task, task_data.load_labels(data))
-    rivals = baselines.evaluate(kind, train, validation, test)
-    result = {
-        "metric": task.metric,
-        "lower_is_better": task.lower_is_better,
+    scores, predictions = zip(*test_all(context, trainings), strict=True)
+    of_chosen = measured.index(chosen)
+    (context.output / PREDICTIONS).write_text(
+        json.dumps([asdict(prediction) for prediction in predictions[of_chosen]]), encoding="utf-8"
+    )
+    return {
         "hyperparameters": chosen.training.hyperparameters.model_dump(),
         "changes": [
             [epoch, {name: getattr(point, name) for name in MAY_CHANGE}]
             for epoch, point in chosen.training.changes
         ],
+        "scratch_hyperparameters": [one.training.hyperparameters.model_dump() for one in controls],
         "validation": chosen.validation,
-        "test": scores[measured.index(chosen)],
-        "test_rows": len(test),
+        "test": scores[of_chosen],
         "test_openings": openings,
         "seeds": {
             "pretrained": scores[: len(candidates)],
             "scratch": scores[len(candidates) : len(candidates) + len(controls)],
         },
+        **_beside_baselines(context, trainings, scores),
+    }
+
+
+def _beside_baselines(
+    context: StageContext, trainings: Sequence[Training], scores: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """What methods without a neural network score on the test rows; both, with fewer labels."""
+    spec, data = context.spec(FinalSpec), context.input("data")
+    train_rows, validation, rows = (task_data.load(data, split) for split in task_data.SPLITS)
+    kind = type_of(spec.task, task_data.load_labels(data))
+    rivals = baselines.evaluate(kind, train_rows, validation, rows)
+    return {
+        "metric": spec.task.metric,
+        "lower_is_better": spec.task.lower_is_better,
+        "test_rows": len(rows),
+        "constant": kind.constant,
+        "baselines": rivals,
         "label_fractions": [
             {
                 "fraction": fraction,
-                "rows": len(rows),
+                "rows": len(fewer),
                 "baselines": (
-                    rivals if fraction == 1.0 else baselines.evaluate(kind, rows, validation, test)
+                    rivals if fraction == 1.0 else baselines.evaluate(kind, fewer, validation, rows)
                 ),
                 **_over_seeds(fraction, trainings, scores),
             }
-            for fraction, rows in _fewer_rows(spec, train, kind)
+            for fraction, fewer in _fewer_rows(spec, train_rows, kind)
         ],
-        "scratch_hyperparameters": [one.training.hyperparameters.model_dump() for one in controls],
-        "constant": kind.constant,
-        "baselines": rivals,
     }
-    (context.output / PREDICTIONS).write_text(
-        json.dumps([asdict(prediction) for prediction in predictions]), encoding="utf-8"
-    )
-    return result
 
 
 def _fewer_rows(

@@ -10,7 +10,7 @@ from cluster.config import POPULATION
 from cluster.interface import SearchPlan, TrialResult
 from trainers import finetune, task_inputs
 from trainers.task_config import MAY_CHANGE
-from workflows import final
+from workflows import final, trainings
 from workflows.artifacts import Artifacts, DamagedArtifactError
 from workflows.execution import StageContext
 from workflows.ledger import Record
@@ -37,7 +37,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
             spec.task,
             context.input("base"),
             context.input("data"),
-            execution=final.execution_of(trial),
+            execution=trainings.execution_of(trial),
         ),
         SearchPlan(
             spec.search,

@@ -393,3 +393,45 @@ def test_a_finished_search_is_gone_on_with(finished: Run, tmp_path: Path) -> Non
         "plan", pipeline, "--set", "tasks.tone.search.trials=4", "--json", folder=tmp_path
     )
     assert {step["plan"] for step in json.loads(raised.stdout)} == {"REUSE"}
+
+
+def test_an_extension_that_was_killed_goes_on_where_it_was(finished: Run, tmp_path: Path) -> None:
+    data = tiny_pipeline(tmp_path)
+    data["cluster"]["lease_s"] = 5.0
+    shutil.copytree(finished.storage, tmp_path / "storage")
+    pipeline, storage = write_pipeline(tmp_path, data), Storage.at(tmp_path / "storage")
+    earlier = {run.name for run in (tmp_path / "storage" / "runs").iterdir()}
+    extend = ("extend", str(pipeline), "tone", "--trials", "+6")
+
+    def epochs() -> dict[str, int]:
+        """Of each trial that was run since."""
+        runs = {run.name for run in (tmp_path / "storage" / "runs").iterdir()} - earlier
+        found = [
+            event["trial"]
+            for run in runs
+            for event in read(storage, f"runs/{run}/events")
+            if event["event"] == "trial" and event["step"] == "tone.tune"
+        ]
+        return {trial: found.count(trial) for trial in found}
+
+    process = subprocess.Popen(
+        [PRETUNE, *extend], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: len(epochs()) >= 3)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any("TrialSlot" in trace for trace in traces_of_ray()), timeout_s=60)
+    before = epochs()
+    answer = pretune(*extend, "--json", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["states"]["tone.tune"] == "done"
+    files = storage.path("artifacts").glob("tune/*/*/output/trials.json")
+    trials = max((json.loads(file.read_text()) for file in files), key=len)
+    assert len({trial["trial_id"] for trial in trials}) == len(trials) == 8
+    # Those that had ended when the driver died are not run again, those of before never were.
+    for trial in trials[:2]:
+        assert trial["trial_id"] not in epochs()
+    ended = [trial for trial in trials[2:] if before.get(trial["trial_id"]) == 2]
+    # Of the last one that ended the driver may have died before it was written down.
+    assert epochs()[ended[0]["trial_id"]] == 2
+    assert sum(epochs().values()) <= 2 * 6 + 4

@@ -1,0 +1,100 @@
+"""Single trainings of a step, each in a folder of its own: planned, run, tested."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.config import TrialConfig
+from trainers import retraining
+from trainers.retraining import Training
+from trainers.task_config import Hyperparameters
+from trainers.task_inputs import TrialExecution
+from trainers.task_types.base import Prediction
+from workflows.execution import StageContext
+from workflows.pipeline import FinalSpec
+
+_RAY = "ray"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training and what it scores on the validation rows."""
+
+    training: Training
+    validation: float
+    """The task's metric."""
+    merit: float
+    """The same, turned so that higher is better."""
+
+
+def execution_of(trial: TrialConfig) -> TrialExecution:
+    """How a training runs, as the trainers know it."""
+    return TrialExecution(
+        threads=trial.cpus,
+        use_gpu=bool(trial.gpus),
+        zero_stage=trial.zero_stage,
+        hang_after_s=trial.hang_after_s,
+    )
+
+
+def planned(
+    context: StageContext, point: Hyperparameters, seed: int, *, from_scratch: bool = False
+) -> Training:
+    """A training of a point, from the step's base or from random weights."""
+    return Training(
+        task=context.spec(FinalSpec).task,
+        base=context.input("base"),
+        data=context.input("data"),
+        hyperparameters=point.model_copy(update={"seed": seed}),
+        from_scratch=from_scratch,
+        output=_new_folder(context),
+        execution=execution_of(context.run.execution.trials),
+    )
+
+
+def again(context: StageContext, training: Training, seed: int) -> Training:
+    """The same training with another seed, in a folder of its own."""
+
+    def seeded(point: Hyperparameters) -> Hyperparameters:
+        return point.model_copy(update={"seed": seed})
+
+    return replace(
+        training,
+        hyperparameters=seeded(training.hyperparameters),
+        changes=tuple((epoch, seeded(point)) for epoch, point in training.changes),
+        output=_new_folder(context),
+    )
+
+
+def train_all(context: StageContext, plans: Sequence[Training]) -> list[Trained]:
+    """Train to the end; in the order of the plans."""
+    cluster, trial = context.run.cluster, context.run.execution.trials
+    function = context.exchange().mapped(retraining.train_and_export)
+    if trial.workers > 1:
+        directory = f"{context.attempt.shared_work}/{_RAY}"
+        scores = cluster.map_on_gangs(
+            function, plans, trial.gang, directory=directory, log=context.log
+        )
+    else:
+        scores = cluster.map(function, plans, trial, context.log)
+    task = context.spec(FinalSpec).task
+    return [
+        Trained(plan, found[task.metric], task.merit(found))
+        for plan, found in zip(plans, scores, strict=True)
+    ]
+
+
+def test_all(
+    context: StageContext, trainings: Sequence[Training]
+) -> list[tuple[dict[str, float], list[Prediction]]]:
+    """What finished trainings score on the test rows, and what they say of each."""
+    function = context.exchange().mapped(retraining.test)
+    worker = context.run.execution.trials.one_worker
+    found: list[Any] = context.run.cluster.map(function, trainings, worker, context.log)
+    return found
+
+
+def _new_folder(context: StageContext) -> Path:
+    return context.attempt.work / "models" / uuid.uuid4().hex
