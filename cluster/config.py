@@ -95,11 +95,6 @@ class TrialConfig(WorkerConfig):
     """As of `GangConfig`, of several workers, with forward passes for steps."""
 
     @property
-    def one_worker(self) -> WorkerConfig:
-        """What one of the processes is given."""
-        return WorkerConfig(cpus=self.cpus, gpus=self.gpus)
-
-    @property
     def gang(self) -> GangConfig:
         """The workers, where there are several."""
         return GangConfig(cpus=self.cpus, gpus=self.gpus, workers=self.workers)

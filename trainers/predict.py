@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from trainers import pairs, tokenizer
+from trainers.engine import Ranks, device_of
 from trainers.task_config import TaskConfig
 from trainers.task_types import class_of, type_of
 from trainers.task_types.base import Examples, Prediction, TaskType
@@ -16,10 +17,11 @@ from trainers.task_types.base import Examples, Prediction, TaskType
 class Predictor:
     """A fine-tuned model ready to label texts."""
 
-    def __init__(self, folder: Path, task: TaskConfig) -> None:
+    def __init__(self, folder: Path, task: TaskConfig, *, use_gpu: bool = False) -> None:
         # Some tokenizers forget on loading the form for pairs that they were saved with.
         self._tokenizer = tokenizer_of(folder, task)
         self._model, self.kind = _loaded(folder, task)
+        self._model.to(device_of(Ranks(), use_gpu=use_gpu))
 
     def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """One prediction per text, or per list of words for token classification.

@@ -67,13 +67,13 @@ def test(training: Training) -> tuple[dict[str, float], list[Prediction]]:
     """Metrics of a finished training on the test rows, and what it said of each."""
     torch.set_num_threads(training.execution.threads)
     rows = task_data.load(training.data, task_data.TEST)
-    return evaluate(training.output, training.task, rows)
+    return evaluate(training.output, training.task, rows, use_gpu=training.execution.use_gpu)
 
 
 def evaluate(
-    folder: Path, task: TaskConfig, examples: Examples
+    folder: Path, task: TaskConfig, examples: Examples, *, use_gpu: bool = False
 ) -> tuple[dict[str, float], list[Prediction]]:
     """Metrics of a saved model on rows, and what it said of each."""
-    predictor = Predictor(folder, task)
+    predictor = Predictor(folder, task, use_gpu=use_gpu)
     found = predictor.answer(examples)
     return predictor.kind.required_score(examples.labels, found), found

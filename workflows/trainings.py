@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.config import TrialConfig
+from cluster.config import TrialConfig, WorkerConfig
 from trainers import retraining
 from trainers.retraining import Training
 from trainers.task_config import Hyperparameters
@@ -90,8 +90,13 @@ def test_all(
     context: StageContext, trainings: Sequence[Training]
 ) -> list[tuple[dict[str, float], list[Prediction]]]:
     """What finished trainings score on the test rows, and what they say of each."""
+    trial = context.run.execution.trials
+    worker: WorkerConfig = trial
+    if trial.workers > 1:  # the whole model need not fit the GPU of one of them
+        worker = WorkerConfig(cpus=trial.cpus)
+        on_cpu = replace(execution_of(trial), use_gpu=False)
+        trainings = [replace(training, execution=on_cpu) for training in trainings]
     function = context.exchange().mapped(retraining.test)
-    worker = context.run.execution.trials.one_worker
     found: list[Any] = context.run.cluster.map(function, trainings, worker, context.log)
     return found
 
