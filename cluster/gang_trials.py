@@ -1,6 +1,7 @@
 """Trials that several processes train together: each a gang, which one process drives."""
 
 import json
+import os
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping
@@ -53,12 +54,14 @@ class GangTrial:
             factory: makes the trial of a rank.
             gang: of a fixed size.
             directory: a folder or URL that every node sees.
-            kept: checkpoints of a configuration.
+            kept: checkpoints of a configuration that Tune keeps.
             log: beside it the ranks write theirs.
         """
         self._make = partial(_TrialOfRank, factory, shared)
         self._gang_config, self._directory = gang, directory
-        self._kept, self._log = kept, log
+        # One more: Tune may remember the one before when its driver dies.
+        self._kept = kept + 1
+        self._log = log.with_suffix(f".slot{os.getpid()}.log")
         self._gang: StandingGang | None = None
         self.is_finished = False
 

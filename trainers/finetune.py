@@ -152,8 +152,7 @@ class FineTuning:
 
     def step(self) -> dict[str, float]:
         """Train one epoch; the training loss and the metrics on the validation rows."""
-        with self._watched():
-            return {"loss": self.train_epoch(), **self.validate()}
+        return {"loss": self.train_epoch(), **self.validate()}
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
@@ -192,7 +191,7 @@ class FineTuning:
 
         while len(losses) < len(order):
             try:
-                with memory.exhaustion_told_apart():
+                with self._watched(), memory.exhaustion_told_apart():
                     loop.train(
                         self._engine,
                         read,
@@ -226,7 +225,8 @@ class FineTuning:
         at_once = kind.rows_at_once
         if self._is_in_gang:  # what fits when it is trained fits now
             at_once = min(at_once, self._micro_batch_size)
-        found = kind.answers(self.model, inputs.validation, inputs.tokenizer, at_once=at_once)
+        with self._watched(), memory.exhaustion_told_apart():
+            found = kind.answers(self.model, inputs.validation, inputs.tokenizer, at_once=at_once)
         return kind.required_score(inputs.truth, found)
 
     def save(self, directory: Path) -> None:

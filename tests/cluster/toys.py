@@ -248,3 +248,15 @@ class GangThatWatches(GangOfSteps):
     def after_step(self, step: int, rank: int, reporter: Reporter) -> None:
         super().after_step(step, rank, reporter)
         self.deadline.beat()
+
+
+class ToyTrialOnADevice(ToyTrial):
+    """Writes down on which GPU each epoch ran, and when."""
+
+    def step(self) -> dict[str, float]:
+        began = time.time()
+        metrics = super().step()
+        with Path(self.shared["epochs"]).open("a") as file:
+            device = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+            file.write(f"{os.getpid()} {device} {began} {time.time()}\n")
+        return metrics
