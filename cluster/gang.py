@@ -153,7 +153,9 @@ def run(
         run_config=RunConfig(
             name=name,
             storage_path=directory,
-            failure_config=FailureConfig(max_failures=-1),
+            failure_config=FailureConfig(
+                max_failures=-1, max_preemption_failures=-1 if retry else 0
+            ),
             callbacks=[_Judge(retry, log)],
         ),
     )

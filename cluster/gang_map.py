@@ -11,7 +11,7 @@ from typing import Any
 from cluster import failures
 from cluster.config import GangConfig, RetryConfig
 from cluster.failures import GiveUp, Retry
-from cluster.interface import Pending, TaskFailedError, WorkerLostError
+from cluster.interface import NodeLeavingError, Pending, TaskFailedError, WorkerLostError
 from cluster.ray_cluster import RayCluster
 from cluster.standing_gang import StandingGang, is_out_of_memory
 
@@ -32,23 +32,27 @@ def run(
 ) -> list[Any]:
     """See `cluster.interface.Cluster.map_on_gangs`; `at_once` is the number of gangs."""
     cluster = RayCluster(retry)
+
+    def begin(index: int) -> Pending:
+        item_log = log.with_suffix(f".{index}.log")
+        start = partial(
+            StandingGang, partial(_Function, function), gang, directory=directory, log=item_log
+        )
+        return cluster.submit(_computed, start, items[index], retry, log=item_log)
+
     waiting = list(reversed(range(len(items))))
     under_way: dict[Pending, int] = {}
     values: dict[int, Any] = {}
-    while waiting or under_way:
-        while waiting and len(under_way) < at_once:
-            index = waiting.pop()
-            item_log = log.with_suffix(f".{index}.log")
-            start = partial(
-                StandingGang, partial(_Function, function), gang, directory=directory, log=item_log
-            )
-            started = cluster.submit(_computed, start, items[index], retry, log=item_log)
-            under_way[started] = index
-        for done in cluster.wait(list(under_way), _LOOK_EVERY_S):
-            outcome = done.result()
-            if outcome.error is not None:
-                cluster.cancel(list(under_way))
-            values[under_way.pop(done)] = outcome.unwrap()
+    try:
+        while waiting or under_way:
+            while waiting and len(under_way) < at_once:
+                index = waiting.pop()
+                under_way[begin(index)] = index
+            for done in cluster.wait(list(under_way), _LOOK_EVERY_S):
+                values[under_way.pop(done)] = done.result().unwrap()
+    except BaseException:  # a stop, too: else the others would train to their end
+        cluster.cancel(list(under_way))
+        raise
     return [values[index] for index in range(len(items))]
 
 
@@ -71,7 +75,7 @@ def _computed(start: Callable[[], StandingGang], item: Any, retry: RetryConfig) 
                     time.sleep(delay_s)
                 case GiveUp():
                     raise
-            attempt += 1
+            attempt += not isinstance(error, NodeLeavingError)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import fsspec
 import ray
+from fsspec.implementations.local import LocalFileSystem
 
 from cluster.config import GangConfig
 from cluster.interface import TaskFailedError, Trial
@@ -63,12 +64,14 @@ class GangTrial:
         self._kept = kept + 1
         self._log = log.with_suffix(f".slot{os.getpid()}.log")
         self._gang: StandingGang | None = None
+        self._saved: list[str] = []
         self.is_finished = False
 
     def start(self, hyperparameters: Mapping[str, Any], *, halvings: int = 0) -> None:
         """Begin a configuration with a new gang."""
+        self._forget(1)  # the last one of the configuration before may be looked for yet
+        self._saved.clear()
         self._point, self._halvings = dict(hyperparameters), halvings
-        self._saved: list[str] = []
         self._begin()
 
     def step(self) -> dict[str, float]:
@@ -77,28 +80,26 @@ class GangTrial:
 
     def save(self, directory: Path) -> None:
         """Have the ranks write to a folder that all see; `directory` says which."""
-        folder = f"{self._directory}/{_FOLDER}/{uuid.uuid4().hex}"
-        self._call("save", folder)
-        self._saved.append(folder)
-        (directory / _POINTER).write_text(
-            json.dumps({"folder": folder, "halvings": self._halvings}), encoding="utf-8"
-        )
-        for old in self._saved[: -self._kept]:
-            _remove(old)
-            self._saved.remove(old)
+        name = uuid.uuid4().hex
+        self._call("save", self._folder(name))
+        self._saved.append(name)
+        pointer = json.dumps({"folder": name, "halvings": self._halvings})
+        (directory / _POINTER).write_text(pointer, encoding="utf-8")
+        self._forget(self._kept)
         if self.is_finished:
             self.close()  # what it holds is free for others
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
         pointer = json.loads((directory / _POINTER).read_text(encoding="utf-8"))
-        files, path = fsspec.url_to_fs(pointer["folder"])
+        folder = self._folder(pointer["folder"])
+        files, path = fsspec.url_to_fs(folder)
         if not files.exists(path):
-            raise FileNotFoundError(f"a trial's checkpoint is gone: {pointer['folder']}")
+            raise FileNotFoundError(f"a trial's checkpoint is gone: {folder}")
         if pointer["halvings"] > self._halvings:
             self._halvings = pointer["halvings"]
             self._begin()
-        self._call("load", pointer["folder"])
+        self._call("load", folder)
         self._saved.append(pointer["folder"])
 
     def close(self) -> None:
@@ -121,14 +122,22 @@ class GangTrial:
             try:
                 value, self.is_finished = self._gang.call(method, *args)
             except TaskFailedError as error:
-                if method == "start" or not is_out_of_memory(error):
+                if method != "step" or not is_out_of_memory(error):
                     raise
             else:
                 return value
             self._halvings += 1
             self._begin()
             if self._saved:
-                self._call("load", self._saved[-1])
+                self._call("load", self._folder(self._saved[-1]))
+
+    def _folder(self, name: str) -> str:
+        return f"{self._directory}/{_FOLDER}/{name}"
+
+    def _forget(self, kept: int) -> None:
+        """Remove all but the newest checkpoints of this configuration."""
+        while len(self._saved) > kept:
+            _remove(self._folder(self._saved.pop(0)))
 
 
 class _TrialOfRank:
@@ -146,7 +155,7 @@ class _TrialOfRank:
 
     def save(self, folder: str) -> tuple[None, bool]:
         files, path = fsspec.url_to_fs(folder)
-        if _is_local(files):
+        if isinstance(files, LocalFileSystem):
             Path(path).mkdir(parents=True, exist_ok=True)
             self._trial.save(Path(path))
         else:
@@ -159,17 +168,13 @@ class _TrialOfRank:
 
     def load(self, folder: str) -> tuple[None, bool]:
         files, path = fsspec.url_to_fs(folder)
-        if _is_local(files):
+        if isinstance(files, LocalFileSystem):
             self._trial.load(Path(path))
         else:
             with tempfile.TemporaryDirectory() as here:
                 files.get(f"{path}/", f"{here}/", recursive=True)
                 self._trial.load(Path(here))
         return None, self._trial.is_finished
-
-
-def _is_local(files: Any) -> bool:
-    return isinstance(files, fsspec.implementations.local.LocalFileSystem)
 
 
 def _remove(folder: str) -> None:

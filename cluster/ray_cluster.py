@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import capacity, failures
+from cluster import capacity, failures, orphans
 from cluster.config import ClusterConfig, GangConfig, RetryConfig, WorkerConfig
 from cluster.failures import GiveUp, Retry
 from cluster.interface import (
@@ -237,7 +237,8 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
         ray.init(address="local", include_dashboard=False, _temp_dir=temporary, **quiet)
     try:
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own, which exits at once
-        yield RayCluster(config.retry)
+        with orphans.swept():
+            yield RayCluster(config.retry)
     finally:
         ray.shutdown()
         if temporary:

@@ -22,10 +22,6 @@ _CLOSING_S = 30.0
 _OUT_OF_MEMORY = "OutOfMemoryError"
 
 
-class LeavingError(RuntimeError):
-    """By this name a gang tells that it is lost for no fault of its own."""
-
-
 @dataclass(frozen=True)
 class _Call:
     method: str
@@ -38,14 +34,6 @@ class _Mailbox:
     def __init__(self, ranks: int) -> None:
         self._calls: list[asyncio.Queue[_Call | None]] = [asyncio.Queue() for _ in range(ranks)]
         self._answers: list[asyncio.Queue[Any]] = [asyncio.Queue() for _ in range(ranks)]
-
-        self._joined: set[int] = set()
-
-    async def join(self, rank: int) -> bool:
-        """Whether the rank was not there before."""
-        is_new = rank not in self._joined
-        self._joined.add(rank)
-        return is_new
 
     async def post(self, call: _Call | None) -> None:
         for calls in self._calls:
@@ -71,8 +59,6 @@ class _Rank:
 
     def __call__(self, reporter: Reporter) -> None:
         rank = ray.train.get_context().get_world_rank()
-        if not ray.get(self.mailbox.join.remote(rank)):
-            raise LeavingError("Ray Train started the gang again, which forgot what it was doing")
         target = self.make()
         while call := ray.get(self.mailbox.call_for.remote(rank)):
             value = getattr(target, call.method)(*call.args)
@@ -136,8 +122,8 @@ class StandingGang:
         """End the ranks; those at work are not waited for."""
         with contextlib.suppress(RayError):
             ray.get(self._mailbox.post.remote(None))
-            if not ray.wait([self._running.reference], timeout=_CLOSING_S)[0]:
-                self._cluster.cancel([self._running])
+        if not ray.wait([self._running.reference], timeout=_CLOSING_S)[0]:
+            self._cluster.cancel([self._running])
         ray.kill(self._mailbox)
 
     def __enter__(self) -> Self:

@@ -65,6 +65,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
         self._metric, self._sign = metric, sign
         self._log = log.with_suffix(f".slot{os.getpid()}.log")
         self._failure: str | None = None
+        self._begins_with: dict[str, Any] | None = None
         self._lineage: list[Any] = []
         with redirected(self._log):
             self._trial = factory(shared)
@@ -73,6 +74,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Train one epoch."""
         metrics: dict[str, float] = {}
+        self._begin()
         if self._failure is None:
             self._guarded(lambda: metrics.update(self._trial.step()))
         score = self._sign * metrics.get(self._metric, math.nan)
@@ -97,6 +99,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on after a lost worker or driver; with PBT from another trial's epoch."""
+        self._begin()
         with redirected(self._log):
             self._trial.load(Path(checkpoint))
         saved = (Path(checkpoint) / _LINEAGE_FILE).read_text(encoding="utf-8")
@@ -113,6 +116,8 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
         """
         try:
             super().restore(checkpoint_path)
+        except WorkerLostError:  # which is tried again
+            raise
         except Exception:
             with redirected(self._log):
                 traceback.print_exc()
@@ -125,9 +130,14 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _start(self, hyperparameters: Mapping[str, Any]) -> None:
-        self._failure = None
+        """Remember what begins with the next step: here Tune would not try again what is lost."""
+        self._failure, self._begins_with = None, dict(hyperparameters)
         self._lineage = [[0, dict(hyperparameters)]]
-        self._guarded(lambda: self._trial.start(hyperparameters))
+
+    def _begin(self) -> None:
+        if self._begins_with is not None:
+            point, self._begins_with = self._begins_with, None
+            self._guarded(lambda: self._trial.start(point))
 
     def cleanup(self) -> None:
         """End what the slot holds beside its own process."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -251,12 +252,13 @@ class FineTuning:
         """Write a Hugging Face folder, adapters merged and kept in `adapter/`.
 
         Args:
-            directory: a folder that does not exist; of ranks, the first one writes it.
+            directory: made anew; of ranks, the first one writes it.
             loaded: the tokenizer that goes beside the model.
         """
         weights = self.weights
         if self._ranks.rank > 0:
             return
+        shutil.rmtree(directory, ignore_errors=True)  # of ranks that were lost on the way
         directory.mkdir(parents=True)
         if self._adapters is not None:
             whole, adapters = self._network()

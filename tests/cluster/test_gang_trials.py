@@ -12,17 +12,17 @@ from toys import ScaledAfterADeath, ToyTrialOfRanks, scaled_on_ranks
 from cluster.config import GangConfig, SearchConfig, TrialConfig
 from cluster.interface import SearchPlan, TaskFailedError, TrialResult
 from cluster.ray_cluster import RayCluster
+from cluster.space import Branches
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TWO = TrialConfig(workers=2)
 
 
-def search(
+def search_all(
     cluster: RayCluster, folder: Path, config: SearchConfig, directory: str | None = None
-) -> dict[Any, TrialResult]:
-    """What became of each `x`."""
-    results = cluster.run_trials(
+) -> list[TrialResult]:
+    return cluster.run_trials(
         ToyTrialOfRanks,
         {"starts": folder / "starts", "marker": folder / "died"},
         SearchPlan(config, TWO, name="search", metric="score", max_epochs=4, slots=1),
@@ -30,6 +30,13 @@ def search(
         log=folder / "log",
         on_result=lambda trial, metrics: None,
     )
+
+
+def search(
+    cluster: RayCluster, folder: Path, config: SearchConfig, directory: str | None = None
+) -> dict[Any, TrialResult]:
+    """What became of each `x`."""
+    results = search_all(cluster, folder, config, directory)
     return {result.hyperparameters["x"]: result for result in results}
 
 
@@ -50,7 +57,8 @@ def comes_true(condition: Callable[[], bool], within_s: float = 30.0) -> bool:
 
 
 def test_ranks_train_every_trial_together(cluster: RayCluster, tmp_path: Path) -> None:
-    config = SearchConfig(trials=4, searcher="grid", space={"x": [-1, -5, 5, -6], "epochs": 3})
+    values = [-1, -5, 5, -6, -7]
+    config = SearchConfig(trials=5, searcher="grid", space={"x": values, "epochs": 3})
     by_x = search(cluster, tmp_path, config)
     assert [epoch["total"] for epoch in by_x[5].history] == [15.0, 30.0, 45.0]
     assert by_x[5].status == "finished"
@@ -64,9 +72,12 @@ def test_ranks_train_every_trial_together(cluster: RayCluster, tmp_path: Path) -
     assert (tmp_path / "died").exists()
     assert by_x[-6].status == "finished"
     assert [epoch["total"] for epoch in by_x[-6].history] == [-18.0, -36.0, -54.0]
+    # A rank that was lost before there was anything to go on with.
+    assert (tmp_path / "died_at_start").exists()
+    assert [epoch["total"] for epoch in by_x[-7].history] == [-21.0, -42.0, -63.0]
     assert comes_true(lambda: held() == 0)
-    # One checkpoint of each trial that saved any, and one before it, is all that is kept.
-    assert len(list((tmp_path / "search" / "gangs").iterdir())) <= 2 * 4
+    # Of each trial that saved anything no more than the last checkpoint, of the last trial two.
+    assert len(list((tmp_path / "search" / "gangs").iterdir())) <= 4 + 1
 
 
 def test_a_trial_that_falls_behind_leaves_its_workers_to_the_next(
@@ -81,6 +92,19 @@ def test_a_trial_that_falls_behind_leaves_its_workers_to_the_next(
         2: "stopped",
         4: "finished",
     }
+    assert comes_true(lambda: held() == 0)
+
+
+def test_workers_that_were_at_it_when_the_time_was_over_are_free_again(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    pace = Branches({"quick": {"pause_s": 0.0}, "slow": {"pause_s": 300.0}})
+    config = SearchConfig(
+        trials=2, searcher="grid", max_hours=20 / 3600, space={"x": 1, "epochs": 1, "pace": pace}
+    )
+    results = search_all(cluster, tmp_path, config)
+    assert [result.status for result in results] == ["finished", "cut"]
+    # Tune kills who does not stop; Ray itself would keep their place to the end of the run.
     assert comes_true(lambda: held() == 0)
 
 

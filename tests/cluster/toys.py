@@ -120,6 +120,8 @@ class ToyTrialOfRanks(ToyTrial):
     def start(self, hyperparameters: Mapping[str, Any], *, halvings: int = 0) -> None:
         super().start(hyperparameters)
         self.halvings = halvings
+        if self.x == -7 and os.environ["RANK"] == "1":
+            die_once(Path(f"{self.shared['marker']}_at_start"))
 
     def step(self) -> dict[str, float]:
         import torch.distributed as dist
