@@ -191,6 +191,20 @@ def cluster(s3: str) -> Iterator["RayCluster"]:
     del os.environ["PYTHONPATH"]
 
 
+@pytest.fixture(scope="module")
+def no_token() -> Iterator[None]:
+    """Rays of several nodes without authentication, whose processes find the module `toys`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "cluster"))
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A local Ray turns authentication on for all of its process that comes later."""
+    items.sort(key=lambda item: "no_token" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def monkeypatch_session() -> Iterator[pytest.MonkeyPatch]:
     """Environment variables for the whole session."""

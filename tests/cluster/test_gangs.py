@@ -44,10 +44,7 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Nodes]:
-    settings = {"PYTHONPATH": str(Path(__file__).parent), "RAY_AUTH_MODE": "disabled"}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+def running(no_token: None) -> Iterator[Nodes]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         config = ClusterConfig(address=cluster.address, retry=RetryConfig(max_attempts=2))
@@ -55,11 +52,6 @@ def running() -> Iterator[Nodes]:
             yield Nodes(cluster, connected)
     finally:
         cluster.shutdown()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @pytest.fixture

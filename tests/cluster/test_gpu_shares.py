@@ -15,9 +15,8 @@ from cluster.ray_cluster import connect
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def test_two_trials_share_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+@pytest.mark.usefixtures("no_token")
+def test_two_trials_share_one_gpu(tmp_path: Path) -> None:
     half = TrialConfig(gpus=0.5)
     config = SearchConfig(trials=4, space={"x": [1, 2, 3], "epochs": 3, "pause_s": 0.5})
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 1})
