@@ -1,6 +1,7 @@
 """Gives back what processes that were killed had reserved."""
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator
 
@@ -9,6 +10,8 @@ from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
+
+logger = logging.getLogger(__name__)
 
 _EVERY_S = 2.0
 
@@ -25,8 +28,10 @@ def swept() -> Iterator[None]:
 
     def sweep() -> None:
         while not is_over.wait(_EVERY_S):
-            with contextlib.suppress(Exception):  # of a cluster that is gone; the next look tells
+            try:
                 _remove_orphans()
+            except Exception:  # a border: what Ray says of a cluster that is gone has many types
+                logger.debug("the next look will tell", exc_info=True)
 
     sweeper = threading.Thread(target=sweep, name="orphans", daemon=True)
     sweeper.start()

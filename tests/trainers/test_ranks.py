@@ -7,6 +7,7 @@ import pickle
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,33 @@ def free_port() -> int:
         return port
 
 
+def start_ranks(
+    script: str, arguments: Sequence[Path], folder: Path, number: int, **environment: str
+) -> tuple[list[subprocess.Popen[bytes]], list[Path]]:
+    """Ranks that run a script of this folder, and their logs."""
+    common = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, [HERE.parents[1], HERE, HERE.parent])),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(number),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        **environment,
+    }
+    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    logs = [folder / f"rank{rank}.log" for rank in range(number)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=log.open("w"),  # a pipe that nobody reads would fill up and stop its rank
+            stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    return ranks, logs
+
+
 def run_ranks(
     work: PretrainWork,
     folder: Path,
@@ -58,26 +86,7 @@ def run_ranks(
         "poison": poison,
     }
     request.write_bytes(pickle.dumps(settings))
-    common = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, [HERE.parents[1], HERE, HERE.parent])),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": str(number),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        **environment,
-    }
-    command = [sys.executable, str(HERE / "worlds.py"), str(request), str(answer)]
-    logs = [folder / f"rank{rank}.log" for rank in range(number)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log.open("w"),  # a pipe that nobody reads would fill up and stop its rank
-            stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]
+    ranks, logs = start_ranks("worlds.py", [request, answer], folder, number, **environment)
     for process in ranks:
         process.wait(timeout=240)
         if kill_after is not None:

@@ -1,9 +1,6 @@
 """Fine-tuning with DeepSpeed on two ranks gives what it gives in one process."""
 
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +10,12 @@ import pytest
 from test_answers import prepared as prepared_answers
 from test_answers import replies, task_of
 from test_finetune import make_task
-from test_ranks import HERE, free_port
+from test_ranks import start_ranks
 from tuning_world import Found, Request, on_ranks, run
 from worlds import trained_base
 
 from trainers import retraining, task_data
+from trainers.deadline import HUNG
 from trainers.task_config import TaskConfig
 from trainers.task_inputs import TrialExecution
 
@@ -46,25 +44,7 @@ def run_ranks(requests: Sequence[Request], folder: Path, number: int = 2) -> lis
     folder.mkdir(exist_ok=True)
     asked, answered = folder / "requests.pkl", folder / "found.pkl"
     asked.write_bytes(pickle.dumps(list(requests)))
-    common = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, [HERE.parents[1], HERE, HERE.parent])),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": str(number),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    command = [sys.executable, str(HERE / "tuning_world.py"), str(asked), str(answered)]
-    logs = [folder / f"rank{rank}.log" for rank in range(number)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]
+    ranks, logs = start_ranks("tuning_world.py", [asked, answered], folder, number)
     codes = [process.wait(timeout=400) for process in ranks]
     said = "\n".join(log.read_text(errors="replace")[-5000:] for log in logs)
     assert codes == [0] * number, said
@@ -134,3 +114,18 @@ def test_what_ranks_save_is_gone_on_from_and_what_they_export_is_whole(
     rows = task_data.load(data, task_data.VALIDATION)
     scores, _ = retraining.evaluate(tmp_path / "model", task, rows)
     assert scores == pytest.approx({k: gone_on.scores[-1][k] for k in scores}, abs=1e-6)
+
+
+def test_rank_that_hangs_ends_and_so_do_those_that_wait_for_it(
+    base: Path, tone: tuple[TaskConfig, Path], tmp_path: Path
+) -> None:
+    task, data = tone
+    one = on_ranks(request(task, base, data), 2)
+    hanging = replace(one, hangs_at=5, execution=replace(one.execution, hang_after_s=3.0))
+    asked = tmp_path / "requests.pkl"
+    asked.write_bytes(pickle.dumps([hanging]))
+    ranks, logs = start_ranks("tuning_world.py", [asked, tmp_path / "found.pkl"], tmp_path, 2)
+    codes = [process.wait(timeout=240) for process in ranks]
+    assert HUNG in codes, codes
+    assert 0 not in codes
+    assert any("no step for" in log.read_text(errors="replace") for log in logs)

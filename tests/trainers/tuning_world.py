@@ -1,8 +1,10 @@
 """One rank of a fine-tuning: does what a pickle asks of it, one training after another."""
 
+import itertools
 import os
 import pickle
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ class Request:
     resumes_in: Path | None = None
     """Saves after the first epoch there, and has another training go on."""
     output: Path | None = None
+    hangs_at: int | None = None
+    """The forward pass in which rank 1 falls asleep."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ def run(request: Request) -> Found:
     inputs = task_inputs(request.task, request.base, request.data, execution=request.execution)
     slot, scores = FineTuning(inputs), []
     slot.start(request.settings, halvings=request.halvings)
+    if request.hangs_at is not None and dist.get_rank() == 1:
+        fall_asleep(slot, request.hangs_at)
     while not slot.is_finished:
         scores.append(slot.step())
         if request.resumes_in and slot.epoch == 1:
@@ -54,6 +60,17 @@ def run(request: Request) -> Found:
     if request.output:
         slot.export(request.output, tokenizer_of(request.base, request.task))
     return Found(scores, slot.weights)
+
+
+def fall_asleep(slot: FineTuning, at: int) -> None:
+    """In a forward pass of its model."""
+    passes = itertools.count(1)
+
+    def sleep(*_: object) -> None:
+        if next(passes) == at:
+            time.sleep(600)
+
+    slot.model.register_forward_pre_hook(sleep)
 
 
 def on_ranks(request: Request, stage: Any) -> Request:
