@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,14 +11,16 @@ from typing import Any
 
 import fsspec
 import ray
-from fsspec.implementations.local import LocalFileSystem
 
+from cluster import folders
 from cluster.config import GangConfig
 from cluster.interface import TaskFailedError, Trial
 from cluster.standing_gang import StandingGang, is_out_of_memory
 
 _POINTER = "gang.json"
 _FOLDER = "gangs"
+_KEPT = 2
+"""Newest states of a configuration: who saves is remembered to have saved the one before."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class GangTrial:
         factory: Callable[[Any], Trial],
         gang: GangConfig,
         directory: str,
-        kept: int,
         log: Path,
     ) -> None:
         """Start nothing yet.
@@ -55,13 +55,10 @@ class GangTrial:
             factory: makes the trial of a rank.
             gang: of a fixed size.
             directory: a folder or URL that every node sees.
-            kept: checkpoints of a configuration that Tune keeps.
             log: beside it the ranks write theirs.
         """
         self._make = partial(_TrialOfRank, factory, shared)
         self._gang_config, self._directory = gang, directory
-        # One more: Tune may remember the one before when its driver dies.
-        self._kept = kept + 1
         self._log = log.with_suffix(f".slot{os.getpid()}.log")
         self._gang: StandingGang | None = None
         self._saved: list[str] = []
@@ -69,14 +66,16 @@ class GangTrial:
 
     def start(self, hyperparameters: Mapping[str, Any], *, halvings: int = 0) -> None:
         """Begin a configuration with a new gang."""
-        self._forget(1)  # the last one of the configuration before may be looked for yet
-        self._saved.clear()
+        self._forget(0)  # the configuration before has ended
         self._point, self._halvings = dict(hyperparameters), halvings
         self._begin()
 
     def step(self) -> dict[str, float]:
         """Train one epoch on all ranks; the first one's metrics."""
-        return dict(self._call("step"))
+        metrics = dict(self._call("step"))
+        if self.is_finished:
+            self.close()  # what it holds is free for others
+        return metrics
 
     def save(self, directory: Path) -> None:
         """Have the ranks write to a folder that all see; `directory` says which."""
@@ -85,9 +84,7 @@ class GangTrial:
         self._saved.append(name)
         pointer = json.dumps({"folder": name, "halvings": self._halvings})
         (directory / _POINTER).write_text(pointer, encoding="utf-8")
-        self._forget(self._kept)
-        if self.is_finished:
-            self.close()  # what it holds is free for others
+        self._forget(_KEPT)
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
@@ -137,7 +134,7 @@ class GangTrial:
     def _forget(self, kept: int) -> None:
         """Remove all but the newest checkpoints of this configuration."""
         while len(self._saved) > kept:
-            _remove(self._folder(self._saved.pop(0)))
+            folders.remove(self._folder(self._saved.pop(0)))
 
 
 class _TrialOfRank:
@@ -154,30 +151,9 @@ class _TrialOfRank:
         return self._trial.step(), self._trial.is_finished
 
     def save(self, folder: str) -> tuple[None, bool]:
-        files, path = fsspec.url_to_fs(folder)
-        if isinstance(files, LocalFileSystem):
-            Path(path).mkdir(parents=True, exist_ok=True)
-            self._trial.save(Path(path))
-        else:
-            with tempfile.TemporaryDirectory() as here:
-                self._trial.save(Path(here))
-                for name in Path(here).rglob("*"):
-                    if name.is_file():
-                        files.put_file(str(name), f"{path}/{name.relative_to(here).as_posix()}")
+        folders.write(folder, self._trial.save)
         return None, self._trial.is_finished
 
     def load(self, folder: str) -> tuple[None, bool]:
-        files, path = fsspec.url_to_fs(folder)
-        if isinstance(files, LocalFileSystem):
-            self._trial.load(Path(path))
-        else:
-            with tempfile.TemporaryDirectory() as here:
-                files.get(f"{path}/", f"{here}/", recursive=True)
-                self._trial.load(Path(here))
+        folders.read(folder, self._trial.load)
         return None, self._trial.is_finished
-
-
-def _remove(folder: str) -> None:
-    files, path = fsspec.url_to_fs(folder)
-    if files.exists(path):
-        files.rm(path, recursive=True)

@@ -81,6 +81,9 @@ class SearchPlan:
     """The longest a trial may train."""
     slots: int
     """Trials at once."""
+    course: Callable[[Mapping[str, Any]], Sequence[Any]]
+    """For each epoch of a point, all of the point that its trial's state after that epoch depends
+    on; JSON-able. What begins alike is trained once."""
     lower_is_better: bool = False
     """Of the metric."""
     earlier: Sequence["TrialResult"] = ()

@@ -27,17 +27,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cluster import space
 from cluster.interface import SearchPlan, TrialResult
+from cluster.point_list import PointList
+from cluster.results import EPOCH, ERROR, FINISHED, POINT, SCORE, WORST_SCORE
 from cluster.space import Dimension, Point, Range, Space
-
-# Keys in Tune's result dictionaries.
-SCORE = "score"
-EPOCH = "training_iteration"
-FINISHED = "finished"
-ERROR = "error"
-POINT = "point"
-"""The key of a trial's hyperparameters in Tune's configuration."""
-# What the scheduler and searcher see instead of NaN: Tune's ASHA never stops a NaN trial.
-WORST_SCORE = -1e9
 
 _MODE = "max"
 _STUDY = "optuna"
@@ -50,17 +42,17 @@ _FACTORS = (0.8, 1.25)
 
 
 def param_space(plan: SearchPlan) -> dict[str, Any]:
-    """What Tune itself draws from: which of the points, or nothing, where the searcher does."""
-    return {} if plan.search.searcher == "tpe" else {POINT: tune.grid_search(plan.points())}
+    """What Tune itself goes through: nothing, but for PBT, which goes with no searcher."""
+    return {POINT: tune.grid_search(plan.points())} if plan.search.scheduler == "pbt" else {}
 
 
 def searcher(plan: SearchPlan) -> Searcher | SearchAlgorithm:
     """Chooses the points; Optuna's knows those of earlier trials, and what they scored."""
     search = plan.search
     if search.searcher != "tpe":
-        # PBT compares a whole population, whose trials take turns in the slots there are.
-        at_once = plan.trials if search.scheduler == "pbt" else plan.slots
-        return BasicVariantGenerator(random_state=search.seed, max_concurrent=at_once)
+        if search.scheduler == "pbt":  # it compares all, which take turns in the slots there are
+            return BasicVariantGenerator(max_concurrent=plan.trials)
+        return PointList(plan.points(), plan.course, at_once=plan.slots)
     suggestions = _Suggestions(search.space)
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name=_STUDY, direction="maximize")

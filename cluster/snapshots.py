@@ -8,8 +8,12 @@ import fsspec
 from ray import cloudpickle
 
 _STATE = "experiment_state-"
-_RANDOM, _GENERATOR, _SEARCHER = "basic-variant-state-", "search_gen_state-", "searcher-state-"
-_KINDS = (_STATE, _RANDOM, _GENERATOR, _SEARCHER)
+_POPULATION, _GENERATOR, _SEARCHER = (
+    "basic-variant-state-",
+    "search_gen_state-",
+    "searcher-state-",
+)
+_KINDS = (_STATE, _POPULATION, _GENERATOR, _SEARCHER)
 
 
 def is_left_whole(experiment: str) -> bool:
@@ -46,8 +50,8 @@ def _is_whole(snapshot: dict[str, bytes]) -> bool:
             if name.startswith(kind):
                 read = json.loads if kind == _STATE else cloudpickle.loads
                 found[kind] = read(content)
-    if _RANDOM in found:
-        created = sum(iterator.counter for iterator in found[_RANDOM]["_iterators"])
+    if _POPULATION in found:
+        created = sum(iterator.counter for iterator in found[_POPULATION]["_iterators"])
     else:  # around a searcher of its own file
         created = found[_GENERATOR]["counter"] if _SEARCHER in found else 0
     return bool(len(found[_STATE]["trial_data"]) == created > 0)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from trainers import loop, memory, methods, model, optim, schedules
+from trainers import courses, loop, memory, methods, model, optim
 from trainers.deadline import Deadline
 from trainers.deepspeed_engine import DeepSpeedEngine
 from trainers.deepspeed_setup import ShardedConstruction
 from trainers.engine import Engine, PlainEngine, Ranks, device_of
 from trainers.errors import DataError, OutOfMemoryError
-from trainers.pretrain_config import ScheduleConfig, ZeroConfig
+from trainers.pretrain_config import ZeroConfig
 from trainers.segments import Batch
 from trainers.task_batches import SHARE, batches_by_length, parts_of, rows_of_rank
 from trainers.task_config import Hyperparameters
@@ -98,11 +98,7 @@ class FineTuning:
         methods.freeze(self.model, settings)
         self._engine = self._new_engine()
         self._steps_per_epoch = math.ceil(len(inputs.train) / settings.batch_size)
-        self._learning_rate = schedules.learning_rate(
-            ScheduleConfig(name="linear", warmup=settings.warmup),
-            peak=settings.learning_rate,
-            total_steps=settings.epochs * self._steps_per_epoch,
-        )
+        self._learning_rate = courses.learning_rate(settings, self._steps_per_epoch)
         self.epoch = 0
 
     def _network(self) -> tuple[PreTrainedModel, Any]:

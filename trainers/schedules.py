@@ -39,7 +39,12 @@ def legs(config: ScheduleConfig, total_steps: int) -> list[Leg]:
 
 
 def learning_rate(
-    config: ScheduleConfig, *, peak: float, total_steps: int, leg: Leg | None = None
+    config: ScheduleConfig,
+    *,
+    peak: float,
+    total_steps: int,
+    leg: Leg | None = None,
+    warmup_steps: int | None = None,
 ) -> Callable[[int], float]:
     """The learning rate by step: linear warm-up to `peak`, then the configured shape.
 
@@ -51,16 +56,17 @@ def learning_rate(
         peak: highest rate.
         total_steps: of the trunk.
         leg: a branch decays over all its steps; the trunk's legs, and None, take the trunk's rate.
+        warmup_steps: where they are no share of the total.
     """
     if leg is not None and leg.is_branch:
         first, last = leg.start_step, leg.stop_step
         return lambda step: peak * _decayed(config, (step - first) / (last - first))
-    warmup_steps = round(config.warmup * total_steps)
+    warmup = round(config.warmup * total_steps) if warmup_steps is None else warmup_steps
 
     def rate(step: int) -> float:
-        if step < warmup_steps:
-            return peak * (step + 1) / warmup_steps
-        return peak * _share(config, step, warmup_steps, total_steps)
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        return peak * _share(config, step, warmup, total_steps)
 
     return rate
 

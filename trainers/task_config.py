@@ -79,6 +79,9 @@ METHODS_OF_HYPERPARAMETER: dict[str, tuple[Method, ...]] = {
 }
 """Hyperparameters that do something with these methods alone."""
 
+SCHEDULES_OF_HYPERPARAMETER: dict[str, tuple[str, ...]] = {"decay": ("wsd",)}
+"""Hyperparameters that do something with these schedules alone."""
+
 MAY_CHANGE = ("learning_rate", "dropout", "token_dropout", "label_smoothing", "prefix_loss")
 """Hyperparameters that a training can go on with other values of, at the end of an epoch."""
 
@@ -306,8 +309,17 @@ class Hyperparameters(Schema):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """Decoupled weight decay on matrices."""
 
+    schedule: Literal["linear", "constant", "wsd"] = "linear"
+    """The rate after its warm-up: down to zero; as it is; or as it is, and down to zero in the last
+    steps. With `constant` and `wsd`, trials that differ in `epochs`, `schedule` and `decay` alone
+    are trained together as far as they go together."""
+
+    decay: Share = 0.2
+    """Share of all steps in which `wsd` goes down."""
+
     warmup: Fraction = 0.1
-    """Share of steps in which the rate rises linearly from zero; then linear to zero."""
+    """Share of steps in which the rate rises linearly from zero: of all steps with `linear`; else
+    of those of one epoch, so that how it begins does not depend on how long it goes on."""
 
     dropout: Fraction = 0.1
     """Probability with which the network drops activations, where its family has dropout."""

@@ -1,5 +1,6 @@
 """A task's section of the pipeline file: what is searched, trained again, compared, promoted."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -11,6 +12,7 @@ from trainers.task_config import (
     MAY_CHANGE,
     METHODS_OF_HYPERPARAMETER,
     METHODS_OF_TASK,
+    SCHEDULES_OF_HYPERPARAMETER,
     UNUSED_OF_TASK,
     Hyperparameters,
     TaskConfig,
@@ -110,7 +112,8 @@ class PipelineTask(TaskConfig):
                 raise ValueError(
                     f"search.space.{place} does nothing with type {self.type}: {reason}"
                 )
-            self._check_method(place, name, branch)
+            self._check_goes_with("method", METHODS_OF_HYPERPARAMETER, place, name, branch)
+            self._check_goes_with("schedule", SCHEDULES_OF_HYPERPARAMETER, place, name, branch)
         return self
 
     @model_validator(mode="after")
@@ -123,13 +126,20 @@ class PipelineTask(TaskConfig):
                 )
         return self
 
-    def _check_method(self, place: str, name: str, branch: space.Point) -> None:
-        """Refuse what goes with none of the methods that are tried with it."""
-        wanted = METHODS_OF_HYPERPARAMETER.get(name)
-        tried = [branch["method"]] if "method" in branch else self.values_of("method")
+    def _check_goes_with(
+        self,
+        choice: str,
+        table: Mapping[str, Sequence[str]],
+        place: str,
+        name: str,
+        branch: space.Point,
+    ) -> None:
+        """Refuse what goes with none of the choices (methods, schedules) that are tried with it."""
+        wanted = table.get(name)
+        tried = [branch[choice]] if choice in branch else self.values_of(choice)
         if wanted is not None and not set(wanted) & set(tried):
             raise ValueError(
-                f"search.space.{place} goes with method: {' or '.join(wanted)}; "
+                f"search.space.{place} goes with {choice}: {' or '.join(wanted)}; "
                 f"the search tries {', '.join(map(str, tried))}"
             )
 

@@ -9,6 +9,7 @@ from cluster import capacity
 from cluster.config import POPULATION
 from cluster.interface import SearchPlan, TrialResult
 from trainers import finetune, task_inputs
+from trainers.courses import Courses
 from trainers.task_config import MAY_CHANGE
 from workflows import final, trainings
 from workflows.artifacts import Artifacts, DamagedArtifactError
@@ -31,14 +32,15 @@ def run(context: StageContext) -> Mapping[str, Any]:
     attempt, cluster = context.attempt, context.run.cluster
     attempt.go_on_with(_RAY)
     earlier = _earlier(context)
+    inputs = task_inputs.task_inputs(
+        spec.task,
+        context.input("base"),
+        context.input("data"),
+        execution=trainings.execution_of(trial),
+    )
     results = cluster.run_trials(
         finetune.FineTuning,
-        task_inputs.task_inputs(
-            spec.task,
-            context.input("base"),
-            context.input("data"),
-            execution=trainings.execution_of(trial),
-        ),
+        inputs,
         SearchPlan(
             spec.search,
             trial,
@@ -47,6 +49,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
             lower_is_better=spec.task.lower_is_better,
             max_epochs=spec.max_epochs,
             slots=capacity.trials_at_once(cluster.capacity(), trial, context.run.searches),
+            course=Courses(len(inputs.train)),
             may_change=MAY_CHANGE,
             earlier=earlier,
             first=_winners(context),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import ray
-from toys import ScaledAfterADeath, ToyTrialOfRanks, scaled_on_ranks
+from toys import ScaledAfterADeath, ToyTrialOfRanks, apart, scaled_on_ranks
 
 from cluster.config import GangConfig, SearchConfig, TrialConfig
 from cluster.interface import SearchPlan, TaskFailedError, TrialResult
@@ -25,7 +25,7 @@ def search_all(
     return cluster.run_trials(
         ToyTrialOfRanks,
         {"starts": folder / "starts", "marker": folder / "died"},
-        SearchPlan(config, TWO, name="search", metric="score", max_epochs=4, slots=1),
+        SearchPlan(config, TWO, name="search", metric="score", max_epochs=4, slots=1, course=apart),
         directory=directory or str(folder / "search"),
         log=folder / "log",
         on_result=lambda trial, metrics: None,

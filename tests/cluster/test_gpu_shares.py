@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
-from toys import ToyTrialOnADevice
+from toys import ToyTrialOnADevice, apart
 
 from cluster import capacity
 from cluster.config import ClusterConfig, SearchConfig, TrialConfig
@@ -27,7 +27,15 @@ def test_two_trials_share_one_gpu(tmp_path: Path) -> None:
             results = connected.run_trials(
                 ToyTrialOnADevice,
                 {"starts": tmp_path / "starts", "epochs": tmp_path / "epochs"},
-                SearchPlan(config, half, name="search", metric="score", max_epochs=3, slots=slots),
+                SearchPlan(
+                    config,
+                    half,
+                    name="search",
+                    metric="score",
+                    max_epochs=3,
+                    slots=slots,
+                    course=apart,
+                ),
                 directory=str(tmp_path / "search"),
                 log=tmp_path / "log",
                 on_result=lambda trial, metrics: None,

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from toys import ToyTrial, double, fail
+from toys import ToyTrial, apart, double, fail
 
 from cluster.config import GangConfig, SearchConfig, WorkerConfig
 from cluster.interface import Metrics, SearchPlan, TaskFailedError
@@ -47,6 +47,7 @@ def test_search_tries_every_trial_and_survives_the_one_that_raises(tmp_path: Pat
             metric="score",
             max_epochs=2,
             slots=1,
+            course=apart,
         ),
         directory=tmp_path,
         log=tmp_path / "log",
@@ -76,6 +77,7 @@ def test_samples_stay_in_their_range(tmp_path: Path) -> None:
             metric="score",
             max_epochs=1,
             slots=1,
+            course=apart,
         ),
         directory=tmp_path,
         log=tmp_path / "log",

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from toys import apart
 
 from cluster import searchers, space
 from cluster.config import SearchConfig, TrialConfig
 from cluster.interface import SearchPlan, TrialResult
-from cluster.searchers import EPOCH, SCORE
+from cluster.results import EPOCH, SCORE
 from cluster.space import Branches, Range
 
 SPACE: dict[str, Any] = {
@@ -30,6 +31,7 @@ def plan(trials: int, earlier: list[TrialResult], **changes: Any) -> SearchPlan:
         metric="accuracy",
         max_epochs=4,
         slots=1,
+        course=apart,
         earlier=earlier,
         first=first,
     )
@@ -148,6 +150,7 @@ def test_time_waits_for_the_least_and_for_no_more_when_all_fail() -> None:
         metric="accuracy",
         max_epochs=4,
         slots=1,
+        course=apart,
         earlier=[ended],
     )
     stopper: Any = searchers.stopper(plan_with_time)

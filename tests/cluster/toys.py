@@ -69,6 +69,11 @@ class GangWithOneDeath:
         gang_sum(reporter)
 
 
+def apart(point: Mapping[str, Any]) -> list[Any]:
+    """The course of points that share nothing."""
+    return [dict(point)] * point["epochs"]
+
+
 class ToyTrial:
     """Scores `x` times its epoch; some values of `x` misbehave."""
 
@@ -108,6 +113,40 @@ class ToyTrial:
     def load(self, directory: Path) -> None:
         epoch, total = (directory / "epoch").read_text().split()
         self.epoch, self.sum = int(epoch), float(total)
+
+
+def together(point: Mapping[str, Any]) -> list[Any]:
+    """The course of points that share all epochs if they differ in the number of them alone."""
+    return [{**point, "epochs": None}] * point["epochs"]
+
+
+class CountingTrial:
+    """Adds `x` up, writes down every epoch that it trains, and takes a moment for it."""
+
+    def __init__(self, shared: Mapping[str, Any]) -> None:
+        self.trained = Path(shared["trained"])
+
+    @property
+    def is_finished(self) -> bool:
+        return self.epoch >= self.epochs
+
+    def start(self, hyperparameters: Mapping[str, Any]) -> None:
+        self.x, self.epochs = hyperparameters["x"], hyperparameters["epochs"]
+        self.sum, self.epoch = 0, 0
+
+    def step(self) -> dict[str, float]:
+        time.sleep(0.1)
+        self.sum += self.x
+        self.epoch += 1
+        with self.trained.open("a") as file:
+            file.write(f"[{os.getpid()}, {self.x}, {self.epoch}]\n")
+        return {"score": float(self.sum)}
+
+    def save(self, directory: Path) -> None:
+        (directory / "sum").write_text(f"{self.sum} {self.epoch}")
+
+    def load(self, directory: Path) -> None:
+        self.sum, self.epoch = map(int, (directory / "sum").read_text().split())
 
 
 class OutOfMemoryError(RuntimeError):
@@ -183,7 +222,12 @@ def search_by_itself(folder: Path, value: float) -> list[float]:
         ToyTrial,
         {"starts": folder / "starts"},
         SearchPlan(
-            *(config, TrialConfig()), name=folder.name, metric="score", max_epochs=2, slots=1
+            *(config, TrialConfig()),
+            name=folder.name,
+            metric="score",
+            max_epochs=2,
+            slots=1,
+            course=apart,
         ),
         directory=str(folder / "search"),
         log=folder / f"{folder.name}.log",

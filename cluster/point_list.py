@@ -1,0 +1,70 @@
+"""The searcher of points that are known beforehand, for Ray Tune."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from cluster import stages
+from cluster.results import EPOCH, POINT
+from cluster.space import Point
+from cluster.stages import Course
+
+
+class PointList(Searcher):  # type: ignore[misc]
+    """Gives out points in their order, so many at once.
+
+    One that has stages in common with a trial under way waits until they are trained; others take
+    its turn.
+    """
+
+    def __init__(self, points: Sequence[Point], course: Course, *, at_once: int) -> None:
+        super().__init__()
+        self._points, self._at_once = list(points), at_once
+        self._keys = [stages.keys_of(course, point) for point in points]
+        self._left = list(range(len(self._points)))
+        self._live: dict[str, int] = {}
+        """Number of the point, by trial."""
+        self._epochs: dict[str, int] = {}
+        """That live trials have trained."""
+
+    def suggest(self, trial_id: str) -> Any:
+        """The first point that need not wait; None where all must."""
+        if not self._left:
+            return Searcher.FINISHED
+        if len(self._live) >= self._at_once:
+            return None
+        free = next((number for number in self._left if not self._waits(number)), None)
+        if free is None:
+            return None
+        self._left.remove(free)
+        self._live[trial_id] = free
+        return {POINT: self._points[free]}
+
+    def _waits(self, number: int) -> bool:
+        return any(
+            stages.length_shared(self._keys[number], self._keys[other]) > self._epochs.get(trial, 0)
+            for trial, other in self._live.items()
+        )
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Remember how far a trial is."""
+        self._epochs[trial_id] = result[EPOCH]
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Make room for another."""
+        self._live.pop(trial_id, None)
+        self._epochs.pop(trial_id, None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write what was given out."""
+        state = (self._left, self._live, self._epochs)
+        Path(checkpoint_path).write_bytes(pickle.dumps(state))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Go on from what `save` wrote."""
+        self._left, self._live, self._epochs = pickle.loads(Path(checkpoint_path).read_bytes())

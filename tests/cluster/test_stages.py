@@ -1,0 +1,118 @@
+"""What trials share, and what is kept of them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+from toys import CountingTrial, apart, together
+
+from cluster import stages
+from cluster.config import SearchConfig, TrialConfig
+from cluster.interface import SearchPlan, TrialResult
+from cluster.point_list import PointList
+from cluster.ray_cluster import RayCluster
+from cluster.results import EPOCH
+from cluster.stages import Stages
+
+SHORT, LONG, OTHER = ({"x": x, "epochs": epochs} for x, epochs in ((1, 2), (1, 4), (2, 2)))
+
+
+def test_trials_part_where_one_ends_and_where_their_points_say_so() -> None:
+    short, long, other = (stages.keys_of(together, point) for point in (SHORT, LONG, OTHER))
+    assert long[:2] == short
+    assert not set(long) & set(other)
+    assert stages.length_shared(short, long) == 2
+    assert stages.length_shared(short, other) == 0
+    assert stages.forks(together, [SHORT, LONG, OTHER]) == {short[1]}
+    assert stages.forks(together, [LONG, LONG]) == frozenset()
+    assert stages.forks(apart, [SHORT, LONG, OTHER]) == frozenset()
+
+
+def test_a_stage_has_its_metrics_and_its_state_as_long_as_it_is_needed(tmp_path: Path) -> None:
+    kept = Stages(str(tmp_path), forks=frozenset({"a"}))
+    seen: list[str] = []
+
+    def save(folder: Path) -> None:
+        (folder / "state").write_text("state")
+
+    def load(folder: Path) -> None:
+        seen.append((folder / "state").read_text())
+
+    assert kept.histories(["a", "b"]) == []
+    assert kept.load(["a", "b"], load) == 0
+    kept.write("a", {"score": 1.0}, save)
+    kept.write("b", {"score": 2.0}, save)
+    kept.write("c", {"score": 3.0})
+    assert kept.histories(["a", "b", "c", "d"]) == [{"score": n} for n in (1.0, 2.0, 3.0)]
+    assert kept.load(["a", "b", "c"], load) == 2
+    for key in "abc":
+        kept.drop(key)
+    assert kept.load(["a", "b", "c"], load) == 1  # others go on from it
+    assert seen == ["state", "state"]
+    assert len(list(tmp_path.rglob("state"))) == 1
+
+
+def test_points_wait_for_what_others_train_for_them() -> None:
+    points = PointList([SHORT, LONG, OTHER], together, at_once=2)
+    assert points.suggest("a") == {"point": SHORT}
+    assert points.suggest("b") == {"point": OTHER}  # LONG would train the same two epochs
+    assert points.suggest("c") is None  # two at once
+    points.on_trial_complete("b")
+    assert points.suggest("c") is None
+    points.on_trial_result("a", {EPOCH: 1})
+    assert points.suggest("c") is None
+    points.on_trial_result("a", {EPOCH: 2})
+    assert points.suggest("c") == {"point": LONG}
+    assert points.suggest("d") == Searcher.FINISHED
+
+
+def test_a_list_of_points_goes_on_where_it_was(tmp_path: Path) -> None:
+    points = PointList([SHORT, LONG, OTHER], together, at_once=2)
+    points.suggest("a")
+    points.save(str(tmp_path / "state"))
+    again = PointList([SHORT, LONG, OTHER], together, at_once=2)
+    again.restore(str(tmp_path / "state"))
+    assert again.suggest("b") == {"point": OTHER}
+
+
+def search(
+    cluster: RayCluster, folder: Path, space: Mapping[str, Any], slots: int
+) -> tuple[list[TrialResult], list[Any]]:
+    """All combinations, and every epoch that was trained: process, x, epoch."""
+    trials = len(space["x"]) * len(space["epochs"])
+    config = SearchConfig(trials=trials, searcher="grid", space=dict(space))
+    results = cluster.run_trials(
+        CountingTrial,
+        {"trained": folder / "trained"},
+        SearchPlan(
+            *(config, TrialConfig()),
+            name="search",
+            metric="score",
+            max_epochs=4,
+            slots=slots,
+            course=together,
+        ),
+        directory=str(folder / "search"),
+        log=folder / "log",
+        on_result=lambda trial, metrics: None,
+    )
+    lines = (folder / "trained").read_text().splitlines()
+    return results, [json.loads(line) for line in lines]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("slots", [1, 2])
+def test_no_epoch_is_trained_twice(cluster: RayCluster, tmp_path: Path, slots: int) -> None:
+    results, trained = search(cluster, tmp_path, {"x": [1, 2], "epochs": [1, 4, 2, 3]}, slots)
+    assert {result.status for result in results} == {"finished"}
+    for result in results:
+        x, epochs = result.hyperparameters["x"], result.hyperparameters["epochs"]
+        assert [epoch["score"] for epoch in result.history] == [x * n for n in range(1, epochs + 1)]
+    assert sorted([x, epoch] for _, x, epoch in trained) == [
+        [x, epoch] for x in (1, 2) for epoch in (1, 2, 3, 4)
+    ]
+    # Of what remains only states behind which trials parted: after 1, 2 and 3 epochs.
+    assert len(list((tmp_path / "search" / "stages").rglob("sum"))) == 2 * 3
