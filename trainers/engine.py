@@ -134,6 +134,11 @@ class PlainEngine:
                 "pretrain.precision: fp16 does not run on this cpu; set bf16, fp32 or auto"
             )
         self.module, self.device = module.to(device), device
+        self._frozen = {
+            name
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+            if not parameter.requires_grad
+        }
         self._dtype = _DTYPES[precision]
         # Scales the loss where fp16 would lose small gradients; else it does nothing.
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -206,9 +211,10 @@ class PlainEngine:
         return float(value)
 
     def save(self, directory: Path, write: Write = torch.save) -> None:
-        """Give `write` weights, optimizer and loss scale."""
+        """Give `write` weights, optimizer and loss scale; not what was frozen from the first."""
+        weights = self.module.state_dict()
         state = {
-            "module": self.module.state_dict(),
+            "module": {name: weights[name] for name in weights if name not in self._frozen},
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
         }
@@ -217,7 +223,9 @@ class PlainEngine:
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
         state = torch.load(directory / _STATE, map_location=self.device, weights_only=True)
-        self.module.load_state_dict(state["module"])
+        missing, unexpected = self.module.load_state_dict(state["module"], strict=False)
+        if unexpected or set(missing) - self._frozen:
+            raise DataError(f"{directory} holds the state of another model")
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 

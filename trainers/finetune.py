@@ -6,6 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from trainers import courses, loop, memory, methods, model, optim
+from trainers import courses, loop, memory, methods, model, optim, task_data, task_model
 from trainers.deadline import Deadline
 from trainers.deepspeed_engine import DeepSpeedEngine
 from trainers.deepspeed_setup import ShardedConstruction
@@ -27,7 +28,7 @@ from trainers.segments import Batch
 from trainers.task_batches import SHARE, batches_by_length, parts_of, rows_of_rank
 from trainers.task_config import Hyperparameters
 from trainers.task_inputs import TaskInputs
-from trainers.task_types.base import TextType, collate
+from trainers.task_types.base import Encoded, TextType, collate
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class FineTuning:
         if halvings and 2 ** (halvings - 1) >= rows:
             raise DataError("out of memory even with one row at a time; take more workers a trial")
         self._micro_batch_size = math.ceil(rows / 2**halvings)
+        self._train, self._validation = self._rows()
         self.model, self._adapters = self._network()
         methods.freeze(self.model, settings)
         self._engine = self._new_engine()
@@ -101,10 +103,36 @@ class FineTuning:
         self._learning_rate = courses.learning_rate(settings, self._steps_per_epoch)
         self.epoch = 0
 
+    def _rows(self) -> tuple[Encoded, Encoded]:
+        """Training and validation rows, with the base's features where those are enough."""
+        inputs, features = self._inputs, self._inputs.features
+        of_splits = inputs.train, inputs.validation
+        if not features or self._from_scratch or self._is_in_gang:
+            return of_splits
+        if not methods.reads_features_alone(self._settings):
+            return of_splits
+        train, validation = (features[split] for split in (task_data.TRAIN, task_data.VALIDATION))
+        return (
+            replace(inputs.train, features=train),
+            replace(inputs.validation, features=validation),
+        )
+
     def _network(self) -> tuple[PreTrainedModel, Any]:
-        """The model before training, whole on the CPU; with LoRA the adapters in it, too."""
+        """The model before training, whole on the CPU; with LoRA the adapters in it, too.
+
+        Where features are at hand, without the base.
+        """
         settings, inputs = self._settings, self._inputs
-        built = model.for_task(
+        if self._train.features is not None:
+            head = task_model.build_head(
+                inputs.network,
+                inputs.weights,
+                inputs.kind.head,
+                dropout=settings.dropout,
+                seed=settings.seed,
+            )
+            return head, None
+        built = task_model.build(
             inputs.network,
             None if self._from_scratch else inputs.weights,
             inputs.kind.head,
@@ -223,7 +251,7 @@ class FineTuning:
         if self._is_in_gang:  # what fits when it is trained fits now
             at_once = min(at_once, self._micro_batch_size)
         with self._watched(), memory.exhaustion_told_apart():
-            found = kind.answers(self.model, inputs.validation, inputs.tokenizer, at_once=at_once)
+            found = kind.answers(self.model, self._validation, inputs.tokenizer, at_once=at_once)
         return kind.required_score(inputs.truth, found)
 
     def save(self, directory: Path) -> None:
@@ -251,6 +279,7 @@ class FineTuning:
             directory: made anew; of ranks, the first one writes it.
             loaded: the tokenizer that goes beside the model.
         """
+        assert self._train.features is None, "there is no base below this head"
         weights = self.weights
         if self._ranks.rank > 0:
             return
@@ -289,7 +318,7 @@ class FineTuning:
         return (
             self._settings.prefix_loss > 0
             and isinstance(inputs.kind, TextType)
-            and model.reads_left_to_right(inputs.network)
+            and task_model.reads_left_to_right(inputs.network)
         )
 
     def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -301,7 +330,7 @@ class FineTuning:
         )
 
     def _training_batch(self, rows: Sequence[int], generator: np.random.Generator) -> Batch:
-        batch = collate(self._inputs.train, rows, self._inputs.tokenizer.pad_token_id)
+        batch = collate(self._train, rows, self._inputs.tokenizer.pad_token_id)
         if share := self._settings.token_dropout:
             shape = tuple(batch["input_ids"].shape)
             hidden = torch.from_numpy(generator.random(shape) < share)

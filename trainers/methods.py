@@ -7,9 +7,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from trainers.errors import DataError
-from trainers.model import is_of_head
 from trainers.optim import layers_below_top
 from trainers.task_config import Hyperparameters
+from trainers.task_model import is_of_head
+
+
+def reads_features_alone(settings: Hyperparameters) -> bool:
+    """Whether a training reads the same of the base in every epoch, and of whole texts."""
+    return settings.method == "head" and not settings.token_dropout and not settings.prefix_loss
 
 
 def freeze(model: PreTrainedModel, settings: Hyperparameters, epoch: int | None = None) -> None:
@@ -33,6 +38,8 @@ def freeze(model: PreTrainedModel, settings: Hyperparameters, epoch: int | None 
         deepest = min(deepest, epoch)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_level(model, name, depth) <= deepest)
+    if settings.method == "head":
+        _hold_still(model.base_model)
 
 
 def add_adapters(model: PreTrainedModel, settings: Hyperparameters, *, trains_head: bool) -> Any:
@@ -64,6 +71,12 @@ def add_adapters(model: PreTrainedModel, settings: Hyperparameters, *, trains_he
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in parts.values()),
     )
     return get_peft_model(model, config)
+
+
+def _hold_still(base: nn.Module) -> None:
+    """Have a frozen base say the same of a text each time: without dropout, while heads train."""
+    base.eval()
+    base.train = lambda *_: base  # type: ignore[method-assign]
 
 
 def _level(model: PreTrainedModel, name: str, depth: int) -> int:

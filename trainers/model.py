@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -14,7 +13,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from trainers import segments
@@ -24,8 +22,6 @@ from trainers.pretrain_config import Attention
 
 # A bar for each file read or written says nothing in a log and disturbs a terminal.
 disable_progress_bar()
-
-Weights = Mapping[str, NDArray[Any]]
 
 _HEAD_OF_OBJECTIVE = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
 
@@ -79,7 +75,7 @@ def for_pretraining(
     if sequence_length > positions:
         raise DataError(
             f"pretrain.sequence_length {sequence_length} is longer than the model's {positions} "
-            f"positions{_positions_not_used(first)}; lower it"
+            f"positions{positions_not_used(first)}; lower it"
         )
     if hasattr(network, "use_cache"):
         network.use_cache = False  # a cache of keys and values is for generation
@@ -119,91 +115,6 @@ def require_documents_apart(
         raise _not_apart(model, f"beside others a document's logits differ by {leaks.max():.1g}")
 
 
-def for_task(
-    network: Mapping[str, Any],
-    weights: Weights | None,
-    head: Any,
-    *,
-    dropout: float,
-    seed: int,
-    keeps_head: bool = False,
-) -> PreTrainedModel:
-    """A model with a new head on the weights of a base, or on random ones.
-
-    Args:
-        network: the base's configuration, with what the task's type adds to it.
-        weights: of the base by parameter name, its language-model head included; None is random.
-        head: the class of `transformers` with the task's head.
-        dropout: for every kind of dropout the family has.
-        seed: of the head, and of all weights where `weights` is None.
-        keeps_head: the task goes on with the base's own head.
-    """
-    settings = dict(network)
-    # Heads that find no dropout of their own in the configuration take 0.1.
-    dropouts = ["classifier_dropout", *filter(_is_dropout, settings)]
-    settings.update(dict.fromkeys(dropouts, dropout))
-    settings["dtype"] = "float32"  # a base saved in bf16 would be tuned in bf16
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    torch.manual_seed(seed)
-    model: PreTrainedModel = head.from_config(config)
-    if weights is not None:
-        load_base(model, weights, keeps_head=keeps_head)
-    return model
-
-
-def require_positions(network: Mapping[str, Any], head: Any, length: int) -> None:
-    """Refuse texts that are longer than a base can read.
-
-    Raises:
-        DataError: says how long they may be.
-    """
-    settings = dict(network)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    try:
-        with torch.device("meta"):
-            first = segments.first_position(head.from_config(config))
-    except ValueError as error:
-        raise DataError(
-            f"transformers has no {head.__name__.removeprefix('AutoModelFor')} for a base of the "
-            f"family {config.model_type}; use another base or another type of task"
-        ) from error
-    positions = getattr(config, "max_position_embeddings", first + length) - first
-    if length > positions:
-        raise DataError(
-            f"max_length {length} is longer than the base's {positions} "
-            f"positions{_positions_not_used(first)}; lower it"
-        )
-
-
-def load_base(model: PreTrainedModel, weights: Weights, *, keeps_head: bool = False) -> None:
-    """Copy a base's weights into a model, whose head is new unless `keeps_head`.
-
-    Raises:
-        DataError: weights are missing.
-    """
-    inside = f"{model.base_model_prefix}."
-    own = model.state_dict()
-    has_prefix = any(name.startswith(inside) for name in weights)
-    shared = {
-        place: torch.from_numpy(array)
-        for name, array in weights.items()
-        # Saved without any head, names have no prefix; with some heads, another one.
-        for place in ({name} if has_prefix else {name, inside + name, inside + _tail(name)})
-        if place in own and (keeps_head or place.startswith(inside))
-    }
-    tied = set(own) - {name for name, _ in model.named_parameters()}
-    needed = set(own) - tied if keeps_head else {n for n in own if not is_of_head(model, n)}
-    missing = sorted(needed - set(shared))
-    if missing:
-        raise DataError(f"the base lacks {len(missing)} weights of this model, first {missing[0]}")
-    model.load_state_dict(shared, strict=False)
-
-
-def _tail(name: str) -> str:
-    """A weight's name without the prefix of its model."""
-    return name.partition(".")[2]
-
-
 def export(
     directory: Path,
     model: PreTrainedModel,
@@ -231,21 +142,6 @@ def export(
     assert set(missing) <= buffers | tied, missing
     whole.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
-
-
-def is_of_head(model: PreTrainedModel, name: str) -> bool:
-    """Whether a part or parameter is new for the task; language models are trained without pooler.
-
-    Args:
-        model: of a task.
-        name: of the part in the model.
-    """
-    return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in f"{name}."
-
-
-def reads_left_to_right(network: Mapping[str, Any]) -> bool:
-    """Whether a token's features know nothing of what follows it."""
-    return network["model_type"] not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def _existing_model(
@@ -305,7 +201,8 @@ def _new_model(
         ) from error
 
 
-def _positions_not_used(first: int) -> str:
+def positions_not_used(first: int) -> str:
+    """What to add to an error about positions, where a family keeps some to itself."""
     return f" (the first {first} of its max_position_embeddings are not used)" if first else ""
 
 
@@ -359,7 +256,3 @@ def _documents_to_pack(
         ids[row, second] = end_token
         documents += [(row, slice(0, second)), (row, slice(second, filling))]
     return ids.to(model.device), documents
-
-
-def _is_dropout(name: str) -> bool:
-    return name.endswith(("dropout", "dropout_prob", "_pdrop"))

@@ -1,7 +1,7 @@
 """What every training of a task begins with: the base's weights, the rows as tokens, a place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from trainers import bases, model, task_data
+from trainers import bases, task_data, task_model
 from trainers.predict import tokenizer_of
 from trainers.pretrain_config import ZeroStage
 from trainers.task_config import TaskConfig
 from trainers.task_types import TaskType, type_of
-from trainers.task_types.base import Encoded
+from trainers.task_types.base import Encoded, Shown
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class TaskInputs:
     class_weights: NDArray[np.float32] | None
     tokenizer: PreTrainedTokenizerFast
     execution: TrialExecution
+    features: Mapping[str, Shown] = field(default_factory=dict)
+    """Of the base, by split, where they were computed."""
 
 
 def task_inputs(
@@ -72,7 +74,7 @@ def task_inputs(
     network, weights = bases.weights_of(base)
     kind = type_of(task, task_data.load_labels(data))
     configured = kind.configure(network) | {"pad_token_id": loaded.pad_token_id}
-    model.require_positions(configured, kind.head, task.max_length)
+    task_model.require_positions(configured, kind.head, task.max_length)
     train, validation = (
         task_data.load(data, split) for split in (task_data.TRAIN, task_data.VALIDATION)
     )

@@ -12,7 +12,7 @@ import torch
 from conftest import WORDS
 from worlds import trained_base
 
-from trainers import baselines, bases, model, pairs, task_data, tokenizer
+from trainers import baselines, bases, pairs, task_data, task_model, tokenizer
 from trainers.errors import DataError
 from trainers.finetune import FineTuning
 from trainers.metrics import of_spans, of_texts
@@ -142,7 +142,8 @@ def test_padding_changes_no_loss(base: Path, words: Any) -> None:
     network, weights = bases.weights_of(base)
     rows = kind.encode(examples, words, network)
     assert len(rows) == 2
-    tuned = model.for_task(kind.configure(network), weights, kind.head, dropout=0.0, seed=0).eval()
+    configured = kind.configure(network)
+    tuned = task_model.build(configured, weights, kind.head, dropout=0.0, seed=0).eval()
 
     def loss(chosen: list[int]) -> float:
         batch = collate(rows, chosen, words.pad_token_id)
@@ -344,7 +345,7 @@ def test_adapters_of_a_writer_leave_the_bases_head_and_are_merged(
     assert np.array_equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     rows = task_data.load(data, task_data.VALIDATION)
     kind, words = slot._inputs.kind, slot._inputs.tokenizer
-    saved = model.for_task(
+    saved = task_model.build(
         *bases.weights_of(tmp_path / "model"), kind.head, dropout=0.0, seed=9, keeps_head=True
     )
     found = kind.answers(saved, kind.encode(rows, words, LLAMA), words)

@@ -27,7 +27,7 @@ from transformers import (
 )
 from worlds import prepare
 
-from trainers import bases, model, tokenizer
+from trainers import bases, task_model, tokenizer
 from trainers.errors import DataError
 from trainers.task_types.answers import QuestionAnswering
 from trainers.task_types.classification import Classification
@@ -74,7 +74,7 @@ def test_backbone_is_the_models_and_the_head_is_new(folder: Path, kind: Any) -> 
     saved = a_bert(kind)
     saved.save_pretrained(folder)
     network, weights = bases.weights_of(taken(folder))
-    tuned = model.for_task(network, weights, HEAD, dropout=0.0, seed=1)
+    tuned = task_model.build(network, weights, HEAD, dropout=0.0, seed=1)
     own = dict(tuned.bert.named_parameters())
     backbone = saved if kind is BertModel else saved.bert
     for name, weight in backbone.named_parameters():
@@ -108,7 +108,7 @@ def test_a_decoders_head_goes_on_where_the_task_keeps_it(folder: Path) -> None:
     saved.save_pretrained(folder)
     network, weights = bases.weights_of(taken(folder))
     kept, new = (
-        model.for_task(
+        task_model.build(
             network, weights, AutoModelForCausalLM, dropout=0.0, seed=1, keeps_head=keeps
         )
         for keeps in (True, False)
@@ -117,7 +117,9 @@ def test_a_decoders_head_goes_on_where_the_task_keeps_it(folder: Path) -> None:
     assert not torch.equal(new.lm_head.weight, saved.lm_head.weight)
     without = {name: array for name, array in weights.items() if name != "lm_head.weight"}
     with pytest.raises(DataError, match=r"lacks 1 weights of this model, first lm_head\.weight"):
-        model.for_task(network, without, AutoModelForCausalLM, dropout=0.0, seed=1, keeps_head=True)
+        task_model.build(
+            network, without, AutoModelForCausalLM, dropout=0.0, seed=1, keeps_head=True
+        )
 
 
 def test_weights_that_files_call_otherwise_are_found(folder: Path) -> None:
@@ -133,7 +135,7 @@ def test_weights_that_files_call_otherwise_are_found(folder: Path) -> None:
     assert any(name.endswith("gamma") for name in renamed)
     save_file(renamed, file, metadata={"format": "pt"})
     network, weights = bases.weights_of(taken(folder))
-    model.for_task(network, weights, HEAD, dropout=0.0, seed=1)
+    task_model.build(network, weights, HEAD, dropout=0.0, seed=1)
     name = "bert.encoder.layer.0.output.LayerNorm.weight"
     assert np.array_equal(weights[name], saved.state_dict()[name].numpy())
 
@@ -152,7 +154,7 @@ def test_experts_that_files_keep_in_pieces_are_found(folder: Path) -> None:
     saved = MixtralForCausalLM(config)
     saved.save_pretrained(folder)
     network, weights = bases.weights_of(taken(folder))
-    tuned = model.for_task(network, weights, HEAD, dropout=0.0, seed=1)
+    tuned = task_model.build(network, weights, HEAD, dropout=0.0, seed=1)
     for name, weight in saved.model.named_parameters():
         assert torch.equal(weight, dict(tuned.model.named_parameters())[name]), name
 
@@ -161,7 +163,7 @@ def test_what_files_lack_is_not_made_up(folder: Path) -> None:
     lose_weights(folder)
     network, weights = bases.weights_of(folder)
     with pytest.raises(DataError, match=r"lacks 1 weights of this model, first bert\.encoder"):
-        model.for_task(network, weights, HEAD, dropout=0.0, seed=1)
+        task_model.build(network, weights, HEAD, dropout=0.0, seed=1)
     a_bert(BertForMaskedLM).save_pretrained(folder)
     once, again = (bases.weights_of(folder)[1] for _ in range(2))
     assert all(np.array_equal(once[name], again[name]) for name in once)
@@ -174,17 +176,17 @@ def test_what_files_lack_is_not_made_up(folder: Path) -> None:
 def test_a_family_without_the_types_head_is_refused() -> None:
     gemma = {"model_type": "gemma3_text", "vocab_size": 64, "hidden_size": 16}
     with pytest.raises(DataError, match="no QuestionAnswering for a base of the family gemma3"):
-        model.require_positions(gemma, QuestionAnswering.head, 8)
+        task_model.require_positions(gemma, QuestionAnswering.head, 8)
 
 
 def test_texts_longer_than_the_bases_positions_are_refused() -> None:
     bert, roberta = BertConfig(**BERT), RobertaConfig(**BERT, pad_token_id=1)
-    model.require_positions(bert.to_dict(), HEAD, 40)
-    model.require_positions(roberta.to_dict(), HEAD, 38)
+    task_model.require_positions(bert.to_dict(), HEAD, 40)
+    task_model.require_positions(roberta.to_dict(), HEAD, 38)
     with pytest.raises(DataError, match="max_length 41 is longer than the base's 40 positions"):
-        model.require_positions(bert.to_dict(), HEAD, 41)
+        task_model.require_positions(bert.to_dict(), HEAD, 41)
     with pytest.raises(DataError, match=r"the base's 38 positions \(the first 2 of its"):
-        model.require_positions(roberta.to_dict(), HEAD, 39)
+        task_model.require_positions(roberta.to_dict(), HEAD, 39)
     RobertaModel(RobertaConfig(**BERT, pad_token_id=1))(torch.full((1, 38), 7))
 
 

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trainers import bases, model, tokenizer
+from trainers import bases, model, task_model, tokenizer
 from trainers.config import ModelConfig, TokenizerConfig
 from trainers.errors import DataError
 from trainers.task_types.base import with_labels
@@ -79,8 +79,8 @@ def test_task_model_has_the_weights_of_its_base_and_a_head_of_its_own(
     network, weights = bases.weights_of(tmp_path)
     network = with_labels(network, ["a", "b", "c"], None)
 
-    def backbone(seed: int, base: model.Weights | None) -> dict[str, np.ndarray[Any, Any]]:
-        tuned = model.for_task(network, base, head, dropout=0.0, seed=seed)
+    def backbone(seed: int, base: task_model.Weights | None) -> dict[str, np.ndarray[Any, Any]]:
+        tuned = task_model.build(network, base, head, dropout=0.0, seed=seed)
         assert tuned.config.id2label == {0: "a", 1: "b", 2: "c"}
         return {name: tensor.numpy() for name, tensor in tuned.state_dict().items()}
 
@@ -98,7 +98,7 @@ def test_task_model_has_the_weights_of_its_base_and_a_head_of_its_own(
 
 def test_dropout_reaches_every_kind_the_family_has(words: PreTrainedTokenizerFast) -> None:
     network = with_labels(build(words, "bert").config.to_dict(), ["a", "b"], None)
-    tuned = model.for_task(network, None, HEAD, dropout=0.25, seed=0)
+    tuned = task_model.build(network, None, HEAD, dropout=0.25, seed=0)
     found = {module.p for module in tuned.modules() if isinstance(module, torch.nn.Dropout)}
     assert found == {0.25}
 
@@ -106,7 +106,7 @@ def test_dropout_reaches_every_kind_the_family_has(words: PreTrainedTokenizerFas
 def test_base_without_the_layers_of_the_model_is_refused(words: PreTrainedTokenizerFast) -> None:
     network = with_labels(build(words, "llama").config.to_dict(), ["a", "b"], None)
     with pytest.raises(DataError, match="the base lacks"):
-        model.for_task(network, {}, HEAD, dropout=0.0, seed=0)
+        task_model.build(network, {}, HEAD, dropout=0.0, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -160,4 +160,4 @@ def test_sequences_longer_than_the_positions_of_a_loaded_model_are_refused(
 def test_direction_of_reading_follows_from_the_family(
     words: PreTrainedTokenizerFast, architecture: str, expected: bool
 ) -> None:
-    assert model.reads_left_to_right(build(words, architecture).config.to_dict()) is expected
+    assert task_model.reads_left_to_right(build(words, architecture).config.to_dict()) is expected

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,13 @@ class Examples:
         return len(self.texts)
 
 
+class Shown(Protocol):
+    """What a head is shown of rows instead of their tokens."""
+
+    def shown(self, batch: Batch, rows: Sequence[int]) -> Batch:
+        """A batch of these rows with their features."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Rows as a model takes them."""
@@ -47,6 +54,8 @@ class Encoded:
     types: list[NDArray[np.int64]] | None = None
     """0 for tokens of the first text, 1 for those of the second; None where the model or its
     tokenizer knows nothing of them."""
+    features: Shown | None = None
+    """What a head alone takes; None where a whole model reads the tokens."""
 
     has_label_of_each_token: ClassVar[bool] = False
 
@@ -350,4 +359,4 @@ def collate(rows: Encoded, chosen: Sequence[int], pad_token: int) -> Batch:
         batch["attention_mask"][place, :length] = 1
     if rows.labels and "labels" not in batch:
         batch["labels"] = torch.from_numpy(np.stack([rows.labels[row] for row in chosen]))
-    return batch
+    return batch if rows.features is None else rows.features.shown(batch, chosen)

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from trainers import metrics, pairs
 from trainers.errors import DataError
-from trainers.model import reads_left_to_right
 from trainers.segments import IGNORED_LABEL
 from trainers.task_config import TaskDataConfig
+from trainers.task_model import reads_left_to_right
 from trainers.task_types.base import (
     Encoded,
     Examples,

@@ -1,0 +1,222 @@
+"""What a frozen base says of a task's rows: computed once, for all trials that train a head alone.
+
+Which of a row's token features a head reads differs by family and task: it is found out by asking
+the head itself, so that what is kept gives the head's own answers.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trainers import bases, task_data, task_model
+from trainers.engine import Ranks, device_of
+from trainers.predict import tokenizer_of
+from trainers.segments import Batch
+from trainers.task_config import TaskConfig
+from trainers.task_inputs import TaskInputs, TrialExecution
+from trainers.task_types import TaskType, type_of
+from trainers.task_types.base import Encoded, by_length, collate
+
+Pooling = Literal["first", "last", "mean", "tokens"]
+"""What is kept of a row: the features of its first token, of its last, their mean, or all."""
+
+INDEX = "features.json"
+_TOLERANCE = 1e-5
+"""Of logits, as a share of the largest: what rounding leaves."""
+_ROWS_OF_PROOF = 8
+_MOST_POSITIONS = 1 << 16
+_MOST_ROWS = 1 << 12
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of a split's rows, in their order. Picklable; files are mapped where they are read."""
+
+    open: Callable[[str], Path]
+    """Where a file is on this node."""
+    pooling: Pooling
+    parts: Sequence[Mapping[str, Any]]
+    """Each file's name, and the row that it begins with."""
+
+    def shown(self, batch: Batch, rows: Sequence[int]) -> Batch:
+        """A batch of these rows as a head takes it that has features below it."""
+        values = [torch.from_numpy(self._of(row)) for row in rows]
+        shown = {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
+        if self.pooling != "tokens":
+            for name in ("input_ids", "attention_mask"):
+                shown[name] = batch[name][:, :1]
+            return shown | {"inputs_embeds": torch.stack(values)}
+        return shown | {"inputs_embeds": torch.nn.utils.rnn.pad_sequence(values, batch_first=True)}
+
+    def _of(self, row: int) -> NDArray[np.float32]:
+        """Of one row, shape (positions, hidden)."""
+        part = next(part for part in reversed(self.parts) if part["first"] <= row)
+        path = self.open(part["name"])
+        place, ends = row - part["first"], _mapped(path.with_suffix(".ends.npy"))
+        first = int(ends[place - 1]) if place else 0
+        found: NDArray[np.float32] = _mapped(path)[first : int(ends[place])]
+        return found.copy()
+
+
+@dataclass(frozen=True)
+class FeatureWork:
+    """Rows whose features go into one file, in a form that travels to another process."""
+
+    task: TaskConfig
+    base: Path
+    data: Path
+    rows: Encoded
+    pooling: Pooling
+    output: Path
+    execution: TrialExecution
+
+
+def compute(work: FeatureWork) -> None:
+    """Write the features of some rows: all positions one behind the other, and where each ends."""
+    torch.set_num_threads(work.execution.threads)
+    network, weights = bases.weights_of(work.base)
+    kind = type_of(work.task, task_data.load_labels(work.data))
+    loaded = tokenizer_of(work.base, work.task)
+    built = task_model.build(
+        kind.configure(network) | {"pad_token_id": loaded.pad_token_id},
+        weights,
+        kind.head,
+        dropout=0.0,
+        seed=0,
+    ).eval()
+    base = built.base_model.to(device_of(Ranks(), use_gpu=work.execution.use_gpu))
+
+    @torch.no_grad()
+    def pooled(chosen: Sequence[int]) -> list[NDArray[np.float32]]:
+        inputs = _inputs(collate(work.rows, chosen, loaded.pad_token_id), base.device)
+        hidden = base(**inputs).last_hidden_state
+        return [
+            rows.cpu().numpy() for rows in _pooled(hidden, inputs["attention_mask"], work.pooling)
+        ]
+
+    found = by_length(work.rows, kind.rows_at_once, pooled)
+    np.save(work.output, np.concatenate(found).astype(np.float32))
+    np.save(work.output.with_suffix(".ends.npy"), np.cumsum([len(rows) for rows in found]))
+
+
+def pooling_of(inputs: TaskInputs) -> Pooling | None:
+    """The least that a head reads of a row's features; None where it reads something else, too.
+
+    Proved on the head: what it says of features must be what it says of the texts.
+    """
+    kind = inputs.kind
+    built = task_model.build(inputs.network, inputs.weights, kind.head, dropout=0.0, seed=0).eval()
+    order = sorted(range(len(inputs.train)), key=lambda row: len(inputs.train.ids[row]))
+    step = max(1, len(order) // _ROWS_OF_PROOF)
+    batch = collate(inputs.train, order[::step][:_ROWS_OF_PROOF], inputs.tokenizer.pad_token_id)
+    batch.pop("labels", None)
+    with torch.no_grad():
+        truth = kind.logits(built(**batch), batch)
+        hidden = built.base_model(**batch).last_hidden_state
+        task_model.take_features(built)
+        for pooling in get_args(Pooling):
+            if _says_the_same(built, kind, pooling, batch, hidden, truth):
+                found: Pooling = pooling
+                return found
+    return None
+
+
+def parts_of(rows: Encoded, pooling: Pooling) -> Iterator[range]:
+    """Rows of each file: few enough for a worker's memory, and for several workers to share."""
+    first, positions = 0, 0
+    for row, ids in enumerate(rows.ids):
+        size = len(ids) if pooling == "tokens" else 1
+        if row > first and (positions + size > _MOST_POSITIONS or row - first == _MOST_ROWS):
+            yield range(first, row)
+            first, positions = row, 0
+        positions += size
+    yield range(first, len(rows.ids))
+
+
+def bytes_of(rows: Encoded, pooling: Pooling, hidden: int) -> int:
+    """Size of the features of all rows."""
+    positions = sum(map(len, rows.ids)) if pooling == "tokens" else len(rows)
+    return positions * hidden * np.dtype(np.float32).itemsize
+
+
+def some(rows: Encoded, chosen: range) -> Encoded:
+    """Rows without what only their labels and answers need."""
+    types = None if rows.types is None else [rows.types[row] for row in chosen]
+    return Encoded([rows.ids[row] for row in chosen], [], types)
+
+
+def opened(open_: Callable[[str], Path]) -> dict[str, Features]:
+    """The features in a folder that `INDEX` tells of, by split; none where there are none.
+
+    Args:
+        open_: where a file of that folder is on this node. Picklable.
+    """
+    index = json.loads(open_(INDEX).read_text(encoding="utf-8"))
+    if index["pooling"] is None:
+        return {}
+    return {
+        split: Features(open_, index["pooling"], parts) for split, parts in index["parts"].items()
+    }
+
+
+def _says_the_same(
+    head: PreTrainedModel,
+    kind: TaskType,
+    pooling: Pooling,
+    batch: Batch,
+    hidden: Tensor,
+    truth: Tensor,
+) -> bool:
+    mask = batch["attention_mask"].bool()
+    rows = _pooled(hidden, batch["attention_mask"], pooling)
+    shown = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "inputs_embeds": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+    }
+    if pooling != "tokens":
+        shown |= {name: shown[name][:, :1] for name in ("input_ids", "attention_mask")}
+    try:
+        logits = kind.logits(head(**shown), shown)
+    except (TypeError, ValueError, RuntimeError):  # a head that wants more of its base
+        return False
+    if logits.shape != truth.shape:
+        return False
+    apart = (logits - truth).abs()
+    if truth.shape[:2] == mask.shape and truth.dim() > 2:
+        apart, truth = apart[mask], truth[mask]
+    return bool(apart.max() <= _TOLERANCE * max(1.0, float(truth.abs().max())))
+
+
+def _pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> list[Tensor]:
+    """Of each row, shape (positions, hidden)."""
+    lengths = mask.sum(1).tolist()
+    match pooling:
+        case "first":
+            return [row[:1] for row in hidden]
+        case "last":
+            return [row[n - 1 : n] for row, n in zip(hidden, lengths, strict=True)]
+        case "mean":
+            return [row[:n].mean(0, keepdim=True) for row, n in zip(hidden, lengths, strict=True)]
+        case "tokens":
+            return [row[:n] for row, n in zip(hidden, lengths, strict=True)]
+
+
+def _inputs(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+
+
+@cache
+def _mapped(path: Path) -> NDArray[Any]:
+    found: NDArray[Any] = np.load(os.fspath(path), mmap_mode="r")
+    return found
