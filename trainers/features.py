@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from trainers import bases, task_data, task_model
 from trainers.engine import Ranks, device_of
@@ -61,10 +61,10 @@ class Features:
     def _of(self, row: int) -> NDArray[np.float32]:
         """Of one row, shape (positions, hidden)."""
         part = next(part for part in reversed(self.parts) if part["first"] <= row)
-        path = self.open(part["name"])
-        place, ends = row - part["first"], _mapped(path.with_suffix(".ends.npy"))
+        name, place = part["name"], row - part["first"]
+        ends = _mapped(self.open(_ends(name)))
         first = int(ends[place - 1]) if place else 0
-        found: NDArray[np.float32] = _mapped(path)[first : int(ends[place])]
+        found: NDArray[np.float32] = _mapped(self.open(name))[first : int(ends[place])]
         return found.copy()
 
 
@@ -106,7 +106,8 @@ def compute(work: FeatureWork) -> None:
 
     found = by_length(work.rows, kind.rows_at_once, pooled)
     np.save(work.output, np.concatenate(found).astype(np.float32))
-    np.save(work.output.with_suffix(".ends.npy"), np.cumsum([len(rows) for rows in found]))
+    ends = work.output.with_name(_ends(work.output.name))
+    np.save(ends, np.cumsum([len(rows) for rows in found]))
 
 
 def pooling_of(inputs: TaskInputs) -> Pooling | None:
@@ -143,10 +144,21 @@ def parts_of(rows: Encoded, pooling: Pooling) -> Iterator[range]:
     yield range(first, len(rows.ids))
 
 
-def bytes_of(rows: Encoded, pooling: Pooling, hidden: int) -> int:
-    """Size of the features of all rows."""
-    positions = sum(map(len, rows.ids)) if pooling == "tokens" else len(rows)
-    return positions * hidden * np.dtype(np.float32).itemsize
+def splits_of(inputs: TaskInputs) -> dict[str, Encoded]:
+    """The rows that trials look at, by split."""
+    return {task_data.TRAIN: inputs.train, task_data.VALIDATION: inputs.validation}
+
+
+def bytes_of(inputs: TaskInputs, pooling: Pooling) -> dict[str, int]:
+    """Size of the features of all rows, by split."""
+    settings = dict(inputs.network)
+    hidden = AutoConfig.for_model(settings.pop("model_type"), **settings).hidden_size
+    return {
+        split: hidden
+        * np.dtype(np.float32).itemsize
+        * (sum(map(len, rows.ids)) if pooling == "tokens" else len(rows))
+        for split, rows in splits_of(inputs).items()
+    }
 
 
 def some(rows: Encoded, chosen: range) -> Encoded:
@@ -214,6 +226,11 @@ def _pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> list[Tensor]:
 
 def _inputs(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+
+
+def _ends(name: str) -> str:
+    """The file that says where each row's features end, of the file that holds them."""
+    return f"{name.removesuffix('.npy')}.ends.npy"
 
 
 @cache

@@ -16,6 +16,7 @@ _PARTS = {
     "tokens": ("index.json", "*.bin"),
     "pretrain": ("config.json", "*.safetensors", "tokenizer.json"),
     "base": ("config.json", "*.safetensors", "tokenizer.json"),
+    "features": ("features.json",),
     "tune": ("trials.json",),
     "final": ("final.json", "predictions.json", "model/config.json", "model/*.safetensors"),
 }

@@ -33,7 +33,7 @@ Spec = TypeVar("Spec", bound=Schema)
 _STOP_CHECK_EVERY_S = 1.0
 
 # Inputs of which a step's workers open the files they need when they need them.
-_STREAMED = {"pretrain": {"tokens"}}
+_STREAMED = {"pretrain": {"tokens"}, "tune": {"features"}}
 
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 

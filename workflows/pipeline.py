@@ -9,7 +9,7 @@ from typing import Any
 from cluster.config import SearchConfig, WorkerConfig
 from trainers.config import BaseConfig, CorpusConfig, ModelConfig, Packing, Schema, TokenizerConfig
 from trainers.pretrain_config import PretrainConfig
-from trainers.task_config import TaskConfig, TaskDataConfig, TaskType
+from trainers.task_config import METRICS_OF_TASK, TaskConfig, TaskDataConfig, TaskType
 from workflows.config import ConfigError, CustomConfig, PipelineConfig, Pretraining
 from workflows.outside import OutsideData, TaskFiles
 from workflows.steps import CUSTOM, Step
@@ -25,8 +25,9 @@ STAGE_VERSIONS = {
     "tokens": 2,
     "pretrain": 3,
     "base": 1,
-    "tune": 5,
-    "final": 6,
+    "features": 1,
+    "tune": 6,
+    "final": 7,
     "promote": 2,
     "report": 1,
     "track": 1,
@@ -85,6 +86,13 @@ class BaseSpec(Schema):
 
     base: BaseConfig
     """`store` with the version that was found."""
+
+
+class FeaturesSpec(Schema):
+    """What `features` knows."""
+
+    task: TaskConfig
+    """With a metric and class weights that stand for any: features are the same for all."""
 
 
 class TuneSpec(Schema):
@@ -255,12 +263,22 @@ def _task_drafts(config: PipelineConfig, name: str) -> list[_Draft]:
     of, task = config.tasks[name], config.tasks[name].task
     base = "pretrain" if config.base is None else "base"
     inputs = {"data": f"{name}.data", "base": base}
+    features, of_tune = (
+        [],
+        {f"{WARM_START}{other}": f"{other}.tune" for other in of.search.warm_start},
+    )
+    if "head" in of.values_of("method"):
+        any_metric = {"metric": METRICS_OF_TASK[task.type][0], "class_weights": None}
+        spec = FeaturesSpec(task=task.model_copy(update=any_metric))
+        features = [_Draft(f"{name}.features", "features", spec, inputs)]
+        of_tune["features"] = f"{name}.features"
     return [
+        *features,
         _Draft(
             f"{name}.tune",
             "tune",
             TuneSpec(task=task, search=config.searches[name], max_epochs=of.max_epochs),
-            inputs | {f"{WARM_START}{other}": f"{other}.tune" for other in of.search.warm_start},
+            inputs | of_tune,
         ),
         _Draft(
             f"{name}.final",

@@ -22,6 +22,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "tokens": ("workflows.stages:pack_tokens",),
     "pretrain": ("workflows.pretraining:run",),
     "base": ("workflows.stages:take_base",),
+    "features": ("workflows.features:run", "workflows.trainings:execution_of"),
     "tune": (
         "workflows.tuning:run",
         "workflows.final:finished",
@@ -29,6 +30,10 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.final:TRIALS",
         "workflows.trainings:execution_of",
         "cluster.trials",
+        "cluster.slots",
+        "cluster.stages",
+        "cluster.point_list",
+        "cluster.results",
         "cluster.gang_trials",
         "cluster.searchers",
         "cluster.snapshots",

@@ -6,7 +6,7 @@ from typing import Any
 
 from trainers import bases, corpus, retraining, task_data, tokenizer, tokens
 from trainers.task_types import class_of
-from workflows import corpora, final, pretraining, tuning
+from workflows import corpora, features, final, pretraining, tuning
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
@@ -182,6 +182,7 @@ STAGES: Mapping[str, Callable[[StageContext], Facts]] = {
     "tokens": pack_tokens,
     "pretrain": pretraining.run,
     "base": take_base,
+    "features": features.run,
     "tune": tuning.run,
     "final": final.run,
     "promote": promote,

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from cluster import capacity
 from cluster.config import POPULATION
 from cluster.interface import SearchPlan, TrialResult
-from trainers import finetune, task_inputs
+from trainers import features, finetune, task_inputs
 from trainers.courses import Courses
 from trainers.task_config import MAY_CHANGE
 from workflows import final, trainings
@@ -19,6 +19,7 @@ from workflows.pipeline import WARM_START, TuneSpec
 from workflows.steps import Step, plain
 
 _RAY = "ray"
+_FEATURES = "features"
 _EARLIER = "earlier.json"
 _DIGITS = 32
 
@@ -38,6 +39,9 @@ def run(context: StageContext) -> Mapping[str, Any]:
         context.input("data"),
         execution=trainings.execution_of(trial),
     )
+    if _FEATURES in context.records:
+        stream = context.stream(_FEATURES, keep=len(context.records[_FEATURES].files))
+        inputs = replace(inputs, features=features.opened(stream))
     results = cluster.run_trials(
         finetune.FineTuning,
         inputs,

@@ -138,16 +138,16 @@ def test_what_a_population_found_is_trained_again(tmp_path: Path) -> None:
     assert result["search"]["trials"] == 4
 
 
-def test_two_workers_a_trial_on_an_object_store_find_what_one_finds(
+def test_an_object_store_and_two_workers_a_trial_find_what_one_finds_in_a_folder(
     tmp_path: Path, s3: str
 ) -> None:
     save_base(tmp_path / "base")
     write_classification(tmp_path / "tone.csv")
     search = {
-        "trials": 2,
+        "trials": 3,
         "searcher": "grid",
         "space": {
-            "method": ["full", "lora"],
+            "method": ["full", "lora", "head"],
             "learning_rate": 0.01,
             "epochs": 2,
             "batch_size": 15,
@@ -168,24 +168,28 @@ def test_two_workers_a_trial_on_an_object_store_find_what_one_finds(
             }
         },
     }
-    alone, spread = str(tmp_path / "storage"), f"{s3}/spread"
+    alone, remote, spread = str(tmp_path / "storage"), f"{s3}/remote", f"{s3}/spread"
     found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-    for storage, workers in ((alone, 1), (spread, 2)):
+    for storage, workers in ((alone, 1), (remote, 1), (spread, 2)):
         pipeline = write_pipeline(
             tmp_path, {**data, "storage": storage, "cluster": {"trials": {"workers": workers}}}
         )
         answer = pretune("run", pipeline, "--json", folder=tmp_path)
         assert answer.returncode == 0, answer.stderr
         files = Storage.at(storage)
+        # Of several workers none could hold the base, so that its features were not computed.
+        features = json.loads(one_of(files, "artifacts/features", "output/features.json"))
+        assert features["pooling"] == ("last" if workers == 1 else None)
         found[storage] = (
             json.loads(one_of(files, "artifacts/tune", "output/trials.json")),
             json.loads(one_of(files, "artifacts/final", "output/final.json")),
         )
     (trials, result), (trials_of_ranks, result_of_ranks) = found[alone], found[spread]
     losses = [[epoch["loss"] for epoch in trial["history"]] for trial in trials]
-    assert [[epoch["loss"] for epoch in trial["history"]] for trial in trials_of_ranks] == [
-        pytest.approx(history, abs=1e-4) for history in losses
-    ]
+    for others in (found[remote][0], trials_of_ranks):
+        assert [[epoch["loss"] for epoch in trial["history"]] for trial in others] == [
+            pytest.approx(history, abs=1e-4) for history in losses
+        ]
     assert result_of_ranks["hyperparameters"] == result["hyperparameters"]
     assert result_of_ranks["test"] == pytest.approx(result["test"], abs=0.05)
     shown = pretune("models", "list", "--json", "--storage", spread, folder=tmp_path)

@@ -143,7 +143,17 @@ def test_files_are_small_and_hold_each_row_once(trained: Path, tmp_path: Path) -
         parts = list(features.parts_of(many, pooling))  # type: ignore[arg-type]
         assert [row for part in parts for row in part] == list(range(5000))
         assert max(map(len, parts)) == most
-    assert features.bytes_of(many, "tokens", 32) == 5000 * 40 * 32 * 4
+
+
+def test_the_size_is_known_before(trained: Path, tmp_path: Path) -> None:
+    task, data = make_task(tmp_path, "token_classification")
+    inputs = task_inputs.task_inputs(task, trained, data, execution=ONE)
+    sizes = features.bytes_of(inputs, "tokens")
+    banked(task, trained, data, inputs, tmp_path)
+    for split, size in sizes.items():
+        written = [np.load(path) for path in tmp_path.glob(f"{split}-?.npy")]
+        written += [np.load(path) for path in tmp_path.glob(f"{split}-??.npy")]
+        assert sum(part.nbytes for part in written) == size
 
 
 def test_what_changes_texts_is_trained_above_the_base(trained: Path, tmp_path: Path) -> None:

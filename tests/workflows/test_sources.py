@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PLUMBING = {
     "cluster.capacity": "how many trials run at once, which no result depends on",
     "cluster.config": "counted by its values, in the step's spec",
+    "cluster.folders": "how files reach every node",
     "cluster.interface": "types",
     "cluster.standing_gang": "how calls reach the ranks of a trial",
     "cluster.logs": "where prints go",
