@@ -75,10 +75,44 @@ class FeatureWork:
     task: TaskConfig
     base: Path
     data: Path
+    split: str
+    first: int
+    """Of the split's rows."""
     rows: Encoded
     pooling: Pooling
     output: Path
+    """A file."""
     execution: TrialExecution
+
+
+def works(
+    inputs: TaskInputs, pooling: Pooling, base: Path, data: Path, folder: Path
+) -> list[FeatureWork]:
+    """What is to be computed, file by file, of what `inputs` were read from `base` and `data`."""
+    return [
+        FeatureWork(
+            inputs.kind.task,
+            base,
+            data,
+            split,
+            part.start,
+            _some(rows, part),
+            pooling,
+            folder / f"{split}-{part.start:09d}.npy",
+            inputs.execution,
+        )
+        for split, rows in splits_of(inputs).items()
+        for part in parts_of(rows, pooling)
+    ]
+
+
+def write_index(folder: Path, pooling: Pooling | None, done: Sequence[FeatureWork]) -> None:
+    """Tell what is in the folder, for `opened`."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for work in done:
+        parts.setdefault(work.split, []).append({"name": work.output.name, "first": work.first})
+    text = json.dumps({"pooling": pooling, "parts": parts})
+    (folder / INDEX).write_text(text, encoding="utf-8")
 
 
 def compute(work: FeatureWork) -> None:
@@ -161,7 +195,7 @@ def bytes_of(inputs: TaskInputs, pooling: Pooling) -> dict[str, int]:
     }
 
 
-def some(rows: Encoded, chosen: range) -> Encoded:
+def _some(rows: Encoded, chosen: range) -> Encoded:
     """Rows without what only their labels and answers need."""
     types = None if rows.types is None else [rows.types[row] for row in chosen]
     return Encoded([rows.ids[row] for row in chosen], [], types)

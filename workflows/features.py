@@ -1,6 +1,5 @@
 """The step `features`: what the base says of a task's rows, for all trials that train a head."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -29,53 +28,30 @@ def run(context: StageContext) -> Mapping[str, Any]:
         execution=execution_of(trial),
     )
     pooling, reason = _pooling(context, inputs)
-    size = 0
+    works: list[FeatureWork] = []
     if pooling is not None:
-        size = sum(features.bytes_of(inputs, pooling).values())
-        free = shutil.disk_usage(context.output).free
-        if size > _MOST_OF_DISK * free:
-            reason = f"they would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-            pooling = None
-    parts = {} if pooling is None else _computed(context, inputs, pooling)
-    index = {"pooling": pooling, "parts": parts}
-    (context.output / features.INDEX).write_text(json.dumps(index), encoding="utf-8")
+        base, data = context.input("base"), context.input("data")
+        works = features.works(inputs, pooling, base, data, context.output)
+    exchange = context.exchange()
+    context.run.cluster.map(exchange.mapped(features.compute), works, trial, context.log)
+    exchange.collect(context.output)
+    features.write_index(context.output, pooling, works)
     if pooling is None:
         context.progress.note(f"heads are trained above the whole base: {reason}")
         return {"pooling": "none", "because": reason}
-    return {"pooling": pooling, "bytes": size}
+    return {"pooling": pooling, "bytes": sum(features.bytes_of(inputs, pooling).values())}
 
 
 def _pooling(context: StageContext, inputs: TaskInputs) -> tuple[Pooling | None, str]:
+    """What is to be kept; or None, and why."""
     if context.run.execution.trials.workers > 1:
         return None, "cluster.trials.workers says that the base is too large for one worker"
-    family = inputs.network["model_type"]
     found = features.pooling_of(inputs)
-    return found, "" if found else f"a head of {family} reads more of its base than its features"
-
-
-def _computed(
-    context: StageContext, inputs: TaskInputs, pooling: Pooling
-) -> dict[str, list[dict[str, Any]]]:
-    """Each file's name and first row, by split; the files lie in the output then."""
-    trial, exchange = context.run.execution.trials, context.exchange()
-    works: list[FeatureWork] = []
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for split, rows in features.splits_of(inputs).items():
-        parts[split] = []
-        for part in features.parts_of(rows, pooling):
-            name = f"{split}-{part.start:09d}.npy"
-            parts[split].append({"name": name, "first": part.start})
-            works.append(
-                FeatureWork(
-                    task=context.spec(FeaturesSpec).task,
-                    base=context.input("base"),
-                    data=context.input("data"),
-                    rows=features.some(rows, part),
-                    pooling=pooling,
-                    output=context.output / name,
-                    execution=execution_of(trial),
-                )
-            )
-    context.run.cluster.map(exchange.mapped(features.compute), works, trial, context.log)
-    exchange.collect(context.output)
-    return parts
+    if found is None:
+        family = inputs.network["model_type"]
+        return None, f"a head of {family} reads more of its base than its last features"
+    size = sum(features.bytes_of(inputs, found).values())
+    free = shutil.disk_usage(context.output).free
+    if size > _MOST_OF_DISK * free:
+        return None, f"they would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+    return found, ""

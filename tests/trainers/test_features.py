@@ -11,10 +11,9 @@ from test_finetune import GOOD, ONE, make_task
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from worlds import trained_base
 
-from trainers import features, task_data, task_inputs, tokenizer
-from trainers.features import FeatureWork, Pooling
+from trainers import features, task_inputs, tokenizer
+from trainers.features import Pooling
 from trainers.finetune import FineTuning
-from trainers.task_config import TaskConfig
 from trainers.task_inputs import TaskInputs
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -27,6 +26,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
 }
+
+
+@pytest.fixture(autouse=True)
+def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_MOST_ROWS", 25)
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +59,15 @@ def base_of(family: str, trained: Path, folder: Path) -> Path:
     return folder
 
 
-def banked(
-    task: TaskConfig, base: Path, data: Path, inputs: TaskInputs, folder: Path
-) -> TaskInputs:
-    """The same inputs with features, computed in two files of each split."""
+def banked(base: Path, data: Path, inputs: TaskInputs, folder: Path) -> TaskInputs:
+    """The same inputs with features, in many small files."""
     pooling = features.pooling_of(inputs)
     assert pooling is not None
-    found = {}
-    for split, rows in ((task_data.TRAIN, inputs.train), (task_data.VALIDATION, inputs.validation)):
-        half = len(rows) // 2
-        parts = []
-        for part in (range(half), range(half, len(rows))):
-            name = f"{split}-{part.start}.npy"
-            some = features.some(rows, part)
-            features.compute(FeatureWork(task, base, data, some, pooling, folder / name, ONE))
-            parts.append({"name": name, "first": part.start})
-        found[split] = features.Features(folder.__truediv__, pooling, parts)
-    return replace(inputs, features=found)
+    works = features.works(inputs, pooling, base, data, folder)
+    for work in works:
+        features.compute(work)
+    features.write_index(folder, pooling, works)
+    return replace(inputs, features=features.opened(folder.joinpath))
 
 
 def trial(inputs: TaskInputs, **changes: Any) -> tuple[FineTuning, list[dict[str, float]]]:
@@ -115,7 +111,7 @@ def test_a_head_learns_from_features_what_it_learns_above_the_base(
     task, data = make_task(tmp_path, kind)
     inputs = task_inputs.task_inputs(task, base, data, execution=ONE)
     assert features.pooling_of(inputs) == pooling
-    assert_the_same(inputs, banked(task, base, data, inputs, tmp_path))
+    assert_the_same(inputs, banked(base, data, inputs, tmp_path))
 
 
 def test_a_mean_is_found_to_be_one(trained: Path, tmp_path: Path) -> None:
@@ -135,12 +131,16 @@ def test_a_head_that_reads_something_else_has_no_features(trained: Path, tmp_pat
     assert features.pooling_of(inputs) is None
 
 
-def test_files_are_small_and_hold_each_row_once(trained: Path, tmp_path: Path) -> None:
+def test_files_are_small_and_hold_each_row_once(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, data = make_task(tmp_path, "classification")
     rows = task_inputs.task_inputs(task, trained, data, execution=ONE).train
     many = replace(rows, ids=[np.arange(40)] * 5000, labels=[])
-    for pooling, most in (("first", 4096), ("tokens", (1 << 16) // 40)):
-        parts = list(features.parts_of(many, pooling))  # type: ignore[arg-type]
+    pooled: Pooling = "first"
+    for pooling, most_rows, most in ((pooled, 4096, 4096), ("tokens", 4096, (1 << 16) // 40)):
+        monkeypatch.setattr(features, "_MOST_ROWS", most_rows)
+        parts = list(features.parts_of(many, pooling))
         assert [row for part in parts for row in part] == list(range(5000))
         assert max(map(len, parts)) == most
 
@@ -149,17 +149,18 @@ def test_the_size_is_known_before(trained: Path, tmp_path: Path) -> None:
     task, data = make_task(tmp_path, "token_classification")
     inputs = task_inputs.task_inputs(task, trained, data, execution=ONE)
     sizes = features.bytes_of(inputs, "tokens")
-    banked(task, trained, data, inputs, tmp_path)
+    banked(trained, data, inputs, tmp_path)
     for split, size in sizes.items():
-        written = [np.load(path) for path in tmp_path.glob(f"{split}-?.npy")]
-        written += [np.load(path) for path in tmp_path.glob(f"{split}-??.npy")]
+        files = [path for path in tmp_path.glob(f"{split}-*.npy") if ".ends" not in path.name]
+        assert files
+        written = [np.load(path) for path in files]
         assert sum(part.nbytes for part in written) == size
 
 
 def test_what_changes_texts_is_trained_above_the_base(trained: Path, tmp_path: Path) -> None:
     task, data = make_task(tmp_path, "classification")
     inputs = task_inputs.task_inputs(task, trained, data, execution=ONE)
-    with_features = banked(task, trained, data, inputs, tmp_path)
+    with_features = banked(trained, data, inputs, tmp_path)
     for changes in ({"prefix_loss": 0.5}, {"method": "full"}, {"method": "lora"}):
         one, history = trial(inputs, epochs=1, **changes)
         other, found = trial(with_features, epochs=1, **changes)
