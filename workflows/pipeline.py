@@ -9,7 +9,13 @@ from typing import Any
 from cluster.config import SearchConfig, WorkerConfig
 from trainers.config import BaseConfig, CorpusConfig, ModelConfig, Packing, Schema, TokenizerConfig
 from trainers.pretrain_config import PretrainConfig
-from trainers.task_config import METRICS_OF_TASK, TaskConfig, TaskDataConfig, TaskType
+from trainers.task_config import (
+    METHODS_OF_TASK,
+    METRICS_OF_TASK,
+    TaskConfig,
+    TaskDataConfig,
+    TaskType,
+)
 from workflows.config import ConfigError, CustomConfig, PipelineConfig, Pretraining
 from workflows.outside import OutsideData, TaskFiles
 from workflows.steps import CUSTOM, Step
@@ -26,6 +32,7 @@ STAGE_VERSIONS = {
     "pretrain": 3,
     "base": 1,
     "features": 1,
+    "probe": 1,
     "tune": 6,
     "final": 7,
     "promote": 2,
@@ -95,6 +102,14 @@ class FeaturesSpec(Schema):
     """With a metric and class weights that stand for any: features are the same for all."""
 
 
+class ProbeSpec(Schema):
+    """What `probe` knows."""
+
+    task: TaskConfig
+    rows: int = 2000
+    """Most training rows that are used."""
+
+
 class TuneSpec(Schema):
     """What `tune` knows."""
 
@@ -137,13 +152,22 @@ class CustomSpec(Schema):
     spec: dict[str, Any]
 
 
-def build_steps(config: PipelineConfig, outside: OutsideData) -> list[Step]:
+def build_steps(
+    config: PipelineConfig, outside: OutsideData, *, probes: bool = False
+) -> list[Step]:
     """The steps in an order in which each stands behind its inputs.
+
+    Args:
+        config: of the pipeline.
+        outside: what it reads of the world.
+        probes: with a first look at each task that a head can learn; a run has none.
 
     Raises:
         ConfigError: an input is no step, or steps wait for each other in a circle.
     """
     drafts = _drafts(config, outside)
+    if probes:
+        drafts |= {draft.name: draft for draft in _probe_drafts(config)}
     _check_inputs(config, drafts)
     built: dict[str, Step] = {}
     for name in _in_order(drafts):
@@ -259,10 +283,21 @@ def _data_draft(name: str, task: TaskConfig, files: TaskFiles) -> _Draft:
     return _Draft(f"{name}.data", "data", spec, outside=dict(files.values()))
 
 
+def _inputs_of_task(config: PipelineConfig, name: str) -> dict[str, str]:
+    base = "pretrain" if config.base is None else "base"
+    return {"data": f"{name}.data", "base": base}
+
+
+def _probe_drafts(config: PipelineConfig) -> Iterator[_Draft]:
+    for name, of in config.tasks.items():
+        if "head" in METHODS_OF_TASK[of.type]:
+            spec = ProbeSpec(task=of.task)
+            yield _Draft(f"{name}.probe", "probe", spec, _inputs_of_task(config, name))
+
+
 def _task_drafts(config: PipelineConfig, name: str) -> list[_Draft]:
     of, task = config.tasks[name], config.tasks[name].task
-    base = "pretrain" if config.base is None else "base"
-    inputs = {"data": f"{name}.data", "base": base}
+    inputs = _inputs_of_task(config, name)
     features, of_tune = (
         [],
         {f"{WARM_START}{other}": f"{other}.tune" for other in of.search.warm_start},

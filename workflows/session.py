@@ -41,14 +41,14 @@ class Session:
     paths: RunPaths
 
     @classmethod
-    def open(cls, config: PipelineConfig, base: Path) -> "Session":
-        """Look at the data and build the steps; writes nothing.
+    def open(cls, config: PipelineConfig, base: Path, *, probes: bool = False) -> "Session":
+        """Look at the data and build the steps, with probes where asked for; writes nothing.
 
         Raises:
             ConfigError: the data is not what the file says.
             StorageError: the storage's client is not installed.
         """
-        steps = build_steps(config, outside.inspect(config, base))
+        steps = build_steps(config, outside.inspect(config, base), probes=probes)
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         run_id = f"{config.name}-{stamp}-{uuid.uuid4().hex[:4]}"
         return cls(config, base, steps, RunPaths(Storage.at(config.storage), run_id))

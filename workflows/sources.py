@@ -23,6 +23,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("workflows.pretraining:run",),
     "base": ("workflows.stages:take_base",),
     "features": ("workflows.features:run", "workflows.trainings:execution_of"),
+    "probe": ("workflows.stages:probe_task", "workflows.trainings:execution_of"),
     "tune": (
         "workflows.tuning:run",
         "workflows.final:finished",

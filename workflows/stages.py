@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainers import bases, corpus, retraining, task_data, tokenizer, tokens
+from trainers import bases, corpus, probe, retraining, task_data, tokenizer, tokens
 from trainers.task_types import class_of
-from workflows import corpora, features, final, pretraining, tuning
+from workflows import corpora, features, final, pretraining, trainings, tuning
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
@@ -14,6 +14,7 @@ from workflows.openings import open_test
 from workflows.pipeline import (
     BaseSpec,
     DataSpec,
+    ProbeSpec,
     PromoteSpec,
     SummarySpec,
     TokenizerSpec,
@@ -92,6 +93,22 @@ def take_base(context: StageContext) -> Facts:
     store = ModelStore(context.run.paths.storage)
     version = store.resolve(base.store)
     return {"version": base.store, **bases.take_in(store.verified(version), context.output)}
+
+
+def probe_task(context: StageContext) -> Facts:
+    """A first look at a task, as facts alone."""
+    spec, trial = context.spec(ProbeSpec), context.run.execution.trials
+    work = probe.Probe(
+        spec.task,
+        context.input("base"),
+        context.input("data"),
+        spec.rows,
+        trainings.execution_of(trial),
+    )
+    function = context.exchange().mapped(probe.look)
+    (found,) = context.run.cluster.map(function, [work], trial, context.log)
+    facts: Facts = found
+    return facts
 
 
 def promote(context: StageContext) -> Facts:
@@ -183,6 +200,7 @@ STAGES: Mapping[str, Callable[[StageContext], Facts]] = {
     "pretrain": pretraining.run,
     "base": take_base,
     "features": features.run,
+    "probe": probe_task,
     "tune": tuning.run,
     "final": final.run,
     "promote": promote,

@@ -243,10 +243,15 @@ def digests(folder: Path) -> tuple[dict[str, str], set[str]]:
             "trainers/zero.py",
             '"zero_allow_untested_optimizer": True',
             '"zero_allow_untested_optimizer": False',
-            {"pretrain", "tune", "final", "promote"},
+            {"pretrain", "probe", "tune", "final", "promote"},
         ),
         ("trainers/pretrain.py", 'FACTS = "', 'FACTS = "x', {"pretrain"}),
-        ("trainers/baselines.py", "from collections", "import random\nfrom collections", {"final"}),
+        (
+            "trainers/baselines.py",
+            "from collections",
+            "import random\nfrom collections",
+            {"final", "probe"},
+        ),
         ("workflows/promotion.py", "gain <= rule", "gain < rule", {"promote"}),
         ("workflows/stages.py", "len(built)", "len(built) + 1", {"tokenizer"}),
         (
