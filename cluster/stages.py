@@ -11,6 +11,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,10 @@ def keys_of(course: Course, point: Mapping[str, Any]) -> list[str]:
 
 
 def forks(course: Course, points: Iterable[Point]) -> frozenset[str]:
-    """Keys of the stages behind which points part: where one ends, too, and another goes on."""
-    followers: dict[str, set[str | None]] = defaultdict(set)
+    """Keys of the stages behind which points go different ways; one that ends there goes none."""
+    followers: dict[str, set[str]] = defaultdict(set)
     for point in points:
-        keys = keys_of(course, point)
-        for key, following in zip(keys, [*keys[1:], None], strict=True):
+        for key, following in pairwise(keys_of(course, point)):
             followers[key].add(following)
     return frozenset(key for key, following in followers.items() if len(following) > 1)
 

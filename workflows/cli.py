@@ -186,9 +186,10 @@ def _probe(pipeline: Path, overrides: list[str] | None, *, as_json: bool) -> Non
     config = load_config(pipeline, overrides or ())
     opened = Session.open(config, pipeline.resolve().parent, probes=True)
     cheap = {step.name for step in opened.steps if step.kind in ("data", "base", "probe")}
-    result = run_until_it_ends(
-        opened, Selection(only=frozenset(cheap)), fail_fast=False, as_json=as_json
-    )
+    selection = Selection(only=frozenset(cheap))
+    if opened.plan(selection).missing:
+        raise usage_error("the base is not there yet, to be looked at; pretune run makes it first")
+    result = run_until_it_ends(opened, selection, fail_fast=False, as_json=as_json)
     rows = []
     for step in opened.steps:
         record = opened.artifacts.find(step) if step.kind == "probe" else None
@@ -196,7 +197,7 @@ def _probe(pipeline: Path, overrides: list[str] | None, *, as_json: bool) -> Non
             task = step.name.removesuffix(".probe")
             metric = config.tasks[task].metric
             scores = {"head": record.facts["head"], **record.facts["baselines"]}
-            of_metric = {name: found.get(metric) for name, found in scores.items()}
+            of_metric = {name: round(found[metric], 4) for name, found in scores.items()}
             rows.append({"task": task, "metric": metric, "rows": record.facts["rows"], **of_metric})
     if as_json:
         print_json(rows)

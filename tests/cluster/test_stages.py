@@ -15,7 +15,14 @@ from cluster.interface import SearchPlan, TrialResult
 from cluster.point_list import PointList
 from cluster.ray_cluster import RayCluster
 from cluster.results import EPOCH
-from cluster.stages import Stages
+from cluster.stages import Course, Stages
+
+
+def parting(point: Mapping[str, Any]) -> list[Any]:
+    """Points that differ in the number of epochs alone share them but for the last."""
+    begin = [{**point, "epochs": None}] * (point["epochs"] - 1)
+    return [*begin, dict(point)]
+
 
 SHORT, LONG, OTHER = ({"x": x, "epochs": epochs} for x, epochs in ((1, 2), (1, 4), (2, 2)))
 
@@ -26,8 +33,8 @@ def test_trials_part_where_one_ends_and_where_their_points_say_so() -> None:
     assert not set(long) & set(other)
     assert stages.length_shared(short, long) == 2
     assert stages.length_shared(short, other) == 0
-    assert stages.forks(together, [SHORT, LONG, OTHER]) == {short[1]}
-    assert stages.forks(together, [LONG, LONG]) == frozenset()
+    assert stages.forks(together, [SHORT, LONG, OTHER, LONG]) == frozenset()
+    assert stages.forks(parting, [SHORT, LONG, OTHER]) == {stages.keys_of(parting, SHORT)[0]}
     assert stages.forks(apart, [SHORT, LONG, OTHER]) == frozenset()
 
 
@@ -57,16 +64,22 @@ def test_a_stage_has_its_metrics_and_its_state_as_long_as_it_is_needed(tmp_path:
 
 def test_points_wait_for_what_others_train_for_them() -> None:
     points = PointList([SHORT, LONG, OTHER], together, at_once=2)
-    assert points.suggest("a") == {"point": SHORT}
-    assert points.suggest("b") == {"point": OTHER}  # LONG would train the same two epochs
+    assert points.suggest("a") == {"point": LONG}  # SHORT is then a part of it
+    assert points.suggest("b") == {"point": OTHER}
     assert points.suggest("c") is None  # two at once
     points.on_trial_complete("b")
     assert points.suggest("c") is None
     points.on_trial_result("a", {EPOCH: 1})
     assert points.suggest("c") is None
     points.on_trial_result("a", {EPOCH: 2})
-    assert points.suggest("c") == {"point": LONG}
+    assert points.suggest("c") == {"point": SHORT}
     assert points.suggest("d") == Searcher.FINISHED
+
+
+def test_points_that_share_nothing_keep_their_order() -> None:
+    points = PointList([SHORT, LONG, OTHER], apart, at_once=3)
+    given = [points.suggest(name)["point"] for name in "abc"]
+    assert given == [SHORT, LONG, OTHER]
 
 
 def test_a_list_of_points_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -79,7 +92,7 @@ def test_a_list_of_points_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def search(
-    cluster: RayCluster, folder: Path, space: Mapping[str, Any], slots: int
+    cluster: RayCluster, folder: Path, space: Mapping[str, Any], slots: int, course: Course
 ) -> tuple[list[TrialResult], list[Any]]:
     """All combinations, and every epoch that was trained: process, x, epoch."""
     trials = len(space["x"]) * len(space["epochs"])
@@ -93,7 +106,7 @@ def search(
             metric="score",
             max_epochs=4,
             slots=slots,
-            course=together,
+            course=course,
         ),
         directory=str(folder / "search"),
         log=folder / "log",
@@ -105,14 +118,21 @@ def search(
 
 @pytest.mark.ray
 @pytest.mark.parametrize("slots", [1, 2])
-def test_no_epoch_is_trained_twice(cluster: RayCluster, tmp_path: Path, slots: int) -> None:
-    results, trained = search(cluster, tmp_path, {"x": [1, 2], "epochs": [1, 4, 2, 3]}, slots)
+@pytest.mark.parametrize("course", [together, parting])
+def test_no_epoch_is_trained_twice(
+    cluster: RayCluster, tmp_path: Path, course: Course, slots: int
+) -> None:
+    space = {"x": [1, 2], "epochs": [1, 4, 2, 3]}
+    results, trained = search(cluster, tmp_path, space, slots, course)
     assert {result.status for result in results} == {"finished"}
     for result in results:
         x, epochs = result.hyperparameters["x"], result.hyperparameters["epochs"]
         assert [epoch["score"] for epoch in result.history] == [x * n for n in range(1, epochs + 1)]
+    # Of each x a trunk; where trials part, another last epoch of each but the longest.
+    last = [] if course is together else [1, 2, 3]
     assert sorted([x, epoch] for _, x, epoch in trained) == [
-        [x, epoch] for x in (1, 2) for epoch in (1, 2, 3, 4)
+        [x, epoch] for x in (1, 2) for epoch in sorted([1, 2, 3, 4, *last])
     ]
-    # Of what remains only states behind which trials parted: after 1, 2 and 3 epochs.
-    assert len(list((tmp_path / "search" / "stages").rglob("sum"))) == 2 * 3
+    # Of what remains only states behind which trials parted.
+    states = list((tmp_path / "search" / "stages").rglob("sum"))
+    assert len(states) == (0 if course is together else 2 * 2)

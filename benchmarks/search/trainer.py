@@ -1,0 +1,196 @@
+"""Peer 1: `Trainer.hyperparameter_search(backend="ray")`, as transformers documents it.
+
+What was chosen, and why:
+
+- The documented form: `model_init` makes a model for each trial, `hp_space` returns Ray Tune's
+  space, the rest goes to `ray.tune.run`. It works with the installed versions. It has no actors
+  that are used again: every trial is a process of its own, which is Tune's default, too.
+- Each point once: `tune.grid_search`. One CPU a trial, so two trials at once. One task after the
+  other: every search registers a trainable of the same name, and Tune keeps trainables by name, so
+  that two searches of one process could train each other's task.
+- `model_init` reads the base with `from_pretrained`. With `head` all below the head is frozen, and
+  its dropout is 0 in the configuration: the same mathematics as eval mode. Adapters are made by the
+  function that all subjects call.
+- All settings are those of `TrainingArguments`' documentation; the optimizer is its default, which
+  is PyTorch's fused AdamW. What differs from the defaults makes the mathematics the others':
+  learning rate, schedule, weight decay and what decays (not embeddings), beta 2, the batch.
+  Evaluation after each epoch in batches of 16, as in the documented examples.
+- Nothing that costs time and is not needed: no checkpoints, no reports, no progress bar, no log.
+- Texts come in the Trainer's own random order, and each batch is padded to its longest text by the
+  collator that is documented for the task. So scores are not the others' to the bit; its warm-up
+  begins at 0, too, where the others' begins one step further.
+- `dataloader_pin_memory` is off: on a CPU it only warns.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+import torch
+from regimes import BETAS, CLIPPING, CPUS, DEFAULTS, TASKS, Regime
+from subject import Measurement, Trial, local_ray, parse_arguments, size_bytes
+from torch import nn
+from transformers import (
+    AutoConfig,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    Trainer,
+    TrainingArguments,
+)
+from work import BASE, read_inputs
+
+from trainers import methods, optim, task_model
+from trainers.task_inputs import TaskInputs
+from trainers.task_types.base import Encoded, OnePass
+
+_EVALUATION_BATCH = 16
+
+
+class DecayingTrainer(Trainer):  # type: ignore[misc]
+    """Decays what the other subjects decay."""
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices that are no embeddings."""
+        embeddings = optim.embedding_parameters(model)
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim >= 2 and id(parameter) not in embeddings
+        ]
+
+
+def rows_of(encoded: Encoded) -> list[dict[str, Any]]:
+    """Rows as data sets of transformers have them."""
+    return [
+        {
+            "input_ids": ids.tolist(),
+            "attention_mask": [1] * len(ids),
+            "labels": labels.tolist(),
+        }
+        for ids, labels in zip(encoded.ids, encoded.labels, strict=True)
+    ]
+
+
+def model_maker(base: Path, inputs: TaskInputs, regime: Regime) -> Callable[[], Any]:
+    """What makes the model of each trial."""
+    kind, network, method = inputs.kind, inputs.network, regime.method
+    settings = regime.settings(regime.points()[0])
+    inside = 0.0 if method == "head" else settings.dropout
+
+    def make() -> Any:
+        configuration = dict(network) | {
+            "hidden_dropout_prob": inside,
+            "attention_probs_dropout_prob": inside,
+            "classifier_dropout": settings.dropout,
+        }
+        config = AutoConfig.for_model(configuration.pop("model_type"), **configuration)
+        built = kind.head.from_pretrained(str(base), config=config)
+        if method == "lora":
+            return methods.add_adapters(built, settings, trains_head=True)
+        if method == "head":
+            for name, parameter in built.named_parameters():
+                parameter.requires_grad_(task_model.is_of_head(built, name))
+        return built
+
+    return make
+
+
+def scorer(inputs: TaskInputs) -> Callable[[EvalPrediction], dict[str, float]]:
+    """The task's metric, by the function that all subjects call."""
+    kind, rows, truth = inputs.kind, inputs.validation, inputs.truth
+    assert isinstance(kind, OnePass)
+
+    def score(evaluated: EvalPrediction) -> dict[str, float]:
+        outputs = kind.activate(torch.from_numpy(evaluated.predictions)).numpy()
+        scores = kind.required_score(truth, kind.predictions(list(outputs), rows))
+        return {"score": scores[kind.task.metric]}
+
+    return score
+
+
+def training_arguments(regime: Regime, inputs: TaskInputs, folder: Path) -> TrainingArguments:
+    """See the module's docstring."""
+    is_linear = regime.schedule == "linear"
+    steps_per_epoch = math.ceil(len(inputs.train) / DEFAULTS.batch_size)
+    return TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        per_device_train_batch_size=DEFAULTS.batch_size,
+        per_device_eval_batch_size=_EVALUATION_BATCH,
+        lr_scheduler_type="linear" if is_linear else "constant_with_warmup",
+        warmup_steps=DEFAULTS.warmup if is_linear else round(DEFAULTS.warmup * steps_per_epoch),
+        weight_decay=DEFAULTS.weight_decay,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        max_grad_norm=CLIPPING,
+        seed=DEFAULTS.seed,
+        label_names=["labels"],
+        eval_strategy="epoch",
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+
+
+def search(shared: Path, folder: Path, regime: Regime, task: str) -> list[Trial]:
+    """The trials of one task."""
+    inputs = read_inputs(shared, regime, task)
+    is_of_words = inputs.train.has_label_of_each_token
+    collator = DataCollatorForTokenClassification if is_of_words else DataCollatorWithPadding
+    trainer = DecayingTrainer(
+        model_init=model_maker(shared / BASE, inputs, regime),
+        args=training_arguments(regime, inputs, folder / "output"),
+        train_dataset=rows_of(inputs.train),
+        eval_dataset=rows_of(inputs.validation),
+        data_collator=collator(inputs.tokenizer),
+        compute_metrics=scorer(inputs),
+    )
+    best = trainer.hyperparameter_search(
+        hp_space=lambda _: {
+            "learning_rate": ray.tune.grid_search(list(regime.learning_rates)),
+            "num_train_epochs": ray.tune.grid_search(list(regime.epochs)),
+        },
+        compute_objective=lambda metrics: metrics["eval_score"],
+        n_trials=1,
+        direction="maximize",
+        backend="ray",
+        resources_per_trial={"cpu": 1},
+        max_concurrent_trials=CPUS,
+        storage_path=str(folder),
+        name=task,
+        verbose=0,
+    )
+    return [trial_of(task, trial) for trial in best.run_summary.trials]
+
+
+def trial_of(task: str, trial: Any) -> Trial:
+    """What the other subjects tell of a trial.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    config, last = trial.config, trial.last_result
+    if trial.status != "TERMINATED":
+        raise RuntimeError(f"{task}, {config}: {trial.status}; {trial.error_file}")
+    point = {"learning_rate": config["learning_rate"], "epochs": config["num_train_epochs"]}
+    return Trial(task, point, last["objective"])
+
+
+def main() -> None:
+    """Search and print the measurement."""
+    arguments, found = parse_arguments(__doc__), Measurement()
+    with local_ray():
+        with found.timed():
+            for task in TASKS:
+                found.trials += search(arguments.shared, arguments.folder, arguments.regime, task)
+        found.bytes_written = sum(map(size_bytes, arguments.folder.rglob("checkpoint_*")))
+    found.print_line()
+
+
+if __name__ == "__main__":
+    main()
