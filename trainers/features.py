@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from trainers import bases, task_data, task_model
-from trainers.engine import Ranks, device_of
+from trainers.engine import Ranks, device_of, to_device
 from trainers.predict import tokenizer_of
 from trainers.segments import Batch
 from trainers.task_config import TaskConfig
@@ -70,53 +70,58 @@ class Features:
 
 @dataclass(frozen=True)
 class FeatureWork:
-    """Rows whose features go into one file, in a form that travels to another process."""
+    """Files that one process computes, in a form that travels there."""
 
     task: TaskConfig
     base: Path
     data: Path
-    split: str
-    first: int
-    """Of the split's rows."""
-    rows: Encoded
     pooling: Pooling
-    output: Path
-    """A file."""
     execution: TrialExecution
+    places: tuple[tuple[str, int], ...]
+    """Of each file, the split and the row that it begins with."""
+    rows: tuple[Encoded, ...]
+    outputs: tuple[Path, ...]
 
 
 def works(
-    inputs: TaskInputs, pooling: Pooling, base: Path, data: Path, folder: Path
+    inputs: TaskInputs, pooling: Pooling, base: Path, data: Path, folder: Path, *, workers: int
 ) -> list[FeatureWork]:
-    """What is to be computed, file by file, of what `inputs` were read from `base` and `data`."""
-    return [
-        FeatureWork(
-            inputs.kind.task,
-            base,
-            data,
-            split,
-            part.start,
-            _some(rows, part),
-            pooling,
-            folder / f"{split}-{part.start:09d}.npy",
-            inputs.execution,
-        )
+    """What is to be computed of what `inputs` were read from `base` and `data`.
+
+    Args:
+        inputs: of the task.
+        pooling: what is kept of a row.
+        base: a Hugging Face folder.
+        data: what `task_data.prepare` wrote.
+        folder: where the files will be.
+        workers: processes that share the files; each loads the base once.
+    """
+    files = [
+        ((split, part.start), _some(rows, part), folder / f"{split}-{part.start:09d}.npy")
         for split, rows in splits_of(inputs).items()
         for part in parts_of(rows, pooling)
+    ]
+    shares = [files[worker::workers] for worker in range(min(workers, len(files)))]
+    return [
+        FeatureWork(
+            inputs.kind.task, base, data, pooling, inputs.execution, *zip(*share, strict=True)
+        )
+        for share in shares
     ]
 
 
 def write_index(folder: Path, pooling: Pooling | None, done: Sequence[FeatureWork]) -> None:
     """Tell what is in the folder, for `opened`."""
     parts: dict[str, list[dict[str, Any]]] = {}
-    for work in done:
-        parts.setdefault(work.split, []).append({"name": work.output.name, "first": work.first})
+    files = [file for work in done for file in zip(work.places, work.outputs, strict=True)]
+    for (split, first), output in sorted(files):
+        parts.setdefault(split, []).append({"name": output.name, "first": first})
     text = json.dumps({"pooling": pooling, "parts": parts})
     (folder / INDEX).write_text(text, encoding="utf-8")
 
 
 def compute(work: FeatureWork) -> None:
-    """Write the features of some rows: all positions one behind the other, and where each ends."""
+    """Write the features of rows: all positions one behind the other, and where each row ends."""
     torch.set_num_threads(work.execution.threads)
     network, weights = bases.weights_of(work.base)
     kind = type_of(work.task, task_data.load_labels(work.data))
@@ -129,19 +134,18 @@ def compute(work: FeatureWork) -> None:
         seed=0,
     ).eval()
     base = built.base_model.to(device_of(Ranks(), use_gpu=work.execution.use_gpu))
+    for rows, output in zip(work.rows, work.outputs, strict=True):
 
-    @torch.no_grad()
-    def pooled(chosen: Sequence[int]) -> list[NDArray[np.float32]]:
-        inputs = _inputs(collate(work.rows, chosen, loaded.pad_token_id), base.device)
-        hidden = base(**inputs).last_hidden_state
-        return [
-            rows.cpu().numpy() for rows in _pooled(hidden, inputs["attention_mask"], work.pooling)
-        ]
+        @torch.no_grad()
+        def pooled(chosen: Sequence[int], rows: Encoded = rows) -> list[NDArray[np.float32]]:
+            inputs = to_device(collate(rows, chosen, loaded.pad_token_id), base.device)
+            hidden = base(**inputs).last_hidden_state
+            found = _pooled(hidden, inputs["attention_mask"], work.pooling)
+            return [of_row.float().cpu().numpy() for of_row in found]
 
-    found = by_length(work.rows, kind.rows_at_once, pooled)
-    np.save(work.output, np.concatenate(found).astype(np.float32))
-    ends = work.output.with_name(_ends(work.output.name))
-    np.save(ends, np.cumsum([len(rows) for rows in found]))
+        found = by_length(rows, kind.rows_at_once, pooled)
+        np.save(output, np.concatenate(found))
+        np.save(output.with_name(_ends(output.name)), np.cumsum([len(row) for row in found]))
 
 
 def pooling_of(inputs: TaskInputs) -> Pooling | None:
@@ -256,10 +260,6 @@ def _pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> list[Tensor]:
             return [row[:n].mean(0, keepdim=True) for row, n in zip(hidden, lengths, strict=True)]
         case "tokens":
             return [row[:n] for row, n in zip(hidden, lengths, strict=True)]
-
-
-def _inputs(batch: Batch, device: torch.device) -> Batch:
-    return {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
 
 
 def _ends(name: str) -> str:

@@ -53,7 +53,7 @@ def _with_features(probe: Probe, inputs: TaskInputs, folder: Path) -> TaskInputs
     pooling = features.pooling_of(inputs)
     if pooling is None:
         return inputs
-    works = features.works(inputs, pooling, probe.base, probe.data, folder)
+    works = features.works(inputs, pooling, probe.base, probe.data, folder, workers=1)
     for work in works:
         features.compute(work)
     features.write_index(folder, pooling, works)

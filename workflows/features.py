@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from cluster import capacity
 from trainers import features
 from trainers.features import FeatureWork, Pooling
 from trainers.task_inputs import TaskInputs, task_inputs
@@ -31,7 +32,9 @@ def run(context: StageContext) -> Mapping[str, Any]:
     works: list[FeatureWork] = []
     if pooling is not None:
         base, data = context.input("base"), context.input("data")
-        works = features.works(inputs, pooling, base, data, context.output)
+        cluster, searches = context.run.cluster, context.run.searches
+        at_once = capacity.trials_at_once(cluster.capacity(), trial, searches)
+        works = features.works(inputs, pooling, base, data, context.output, workers=at_once)
     exchange = context.exchange()
     context.run.cluster.map(exchange.mapped(features.compute), works, trial, context.log)
     exchange.collect(context.output)

@@ -36,6 +36,9 @@ from trainers.courses import Courses
 from trainers.task_config import MAY_CHANGE
 from trainers.task_inputs import TaskInputs
 
+SLOTS = CPUS // len(TASKS)
+"""Of each search."""
+
 
 def inputs_of(arguments: Arguments, task: str, cluster: RayCluster) -> TaskInputs:
     """What trials share: for heads with the base's features, as the step `features` makes them."""
@@ -47,7 +50,8 @@ def inputs_of(arguments: Arguments, task: str, cluster: RayCluster) -> TaskInput
     assert pooling is not None
     folder = arguments.folder / f"{task}-features"
     folder.mkdir()
-    works = features.works(inputs, pooling, shared / BASE, data_of(shared, regime, task), folder)
+    data = data_of(shared, regime, task)
+    works = features.works(inputs, pooling, shared / BASE, data, folder, workers=SLOTS)
     cluster.map(features.compute, works, TrialConfig(), arguments.folder / "features.log")
     features.write_index(folder, pooling, works)
     return replace(inputs, features=features.opened(folder.joinpath))
@@ -70,7 +74,7 @@ def plan_of(regime: Regime, task: str, inputs: TaskInputs) -> SearchPlan:
         metric=inputs.kind.task.metric,
         lower_is_better=inputs.kind.task.lower_is_better,
         max_epochs=max(regime.epochs),
-        slots=CPUS // len(TASKS),
+        slots=SLOTS,
         course=Courses(len(inputs.train)),
         may_change=MAY_CHANGE,
     )

@@ -90,7 +90,7 @@ _REGIMES = (
         "head",
         learning_rates=(1e-3, 1.4e-3, 2e-3, 2.7e-3, 3.8e-3, 5.3e-3, 7.4e-3, 1e-2, 1.4e-2, 2e-2),
         epochs=(5,),
-        train_rows=200,
+        train_rows=400,
         validation_rows=200,
     ),
     Regime(

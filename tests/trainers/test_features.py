@@ -63,7 +63,8 @@ def banked(base: Path, data: Path, inputs: TaskInputs, folder: Path) -> TaskInpu
     """The same inputs with features, in many small files."""
     pooling = features.pooling_of(inputs)
     assert pooling is not None
-    works = features.works(inputs, pooling, base, data, folder)
+    works = features.works(inputs, pooling, base, data, folder, workers=2)
+    assert len(works) == 2
     for work in works:
         features.compute(work)
     features.write_index(folder, pooling, works)
