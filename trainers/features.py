@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -62,10 +62,23 @@ class Features:
         """Of one row, shape (positions, hidden)."""
         part = next(part for part in reversed(self.parts) if part["first"] <= row)
         name, place = part["name"], row - part["first"]
-        ends = _mapped(self.open(_ends(name)))
+        ends = self._file(_ends(name))
         first = int(ends[place - 1]) if place else 0
-        found: NDArray[np.float32] = _mapped(self.open(name))[first : int(ends[place])]
+        found: NDArray[np.float32] = self._file(name)[first : int(ends[place])]
         return found.copy()
+
+    def _file(self, name: str) -> NDArray[Any]:
+        if name not in self._mapped:
+            self._mapped[name] = np.load(os.fspath(self.open(name)), mmap_mode="r")
+        return self._mapped[name]
+
+    @cached_property
+    def _mapped(self) -> dict[str, NDArray[Any]]:
+        """Files that this process reads, by name."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_mapped"}
 
 
 @dataclass(frozen=True)
@@ -265,9 +278,3 @@ def _pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> list[Tensor]:
 def _ends(name: str) -> str:
     """The file that says where each row's features end, of the file that holds them."""
     return f"{name.removesuffix('.npy')}.ends.npy"
-
-
-@cache
-def _mapped(path: Path) -> NDArray[Any]:
-    found: NDArray[Any] = np.load(os.fspath(path), mmap_mode="r")
-    return found

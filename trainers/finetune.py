@@ -94,7 +94,8 @@ class FineTuning:
         rows = rows_of_rank(settings.batch_size, self._ranks)
         if halvings and 2 ** (halvings - 1) >= rows:
             raise DataError("out of memory even with one row at a time; take more workers a trial")
-        self._micro_batch_size = math.ceil(rows / 2**halvings)
+        self._micro_batch_size: int = math.ceil(rows / 2**halvings)
+        self._most_tokens: int | None = None  # in one part, padding included, as far as is known
         self._train, self._validation = self._rows()
         self.model, self._adapters = self._network()
         methods.freeze(self.model, settings)
@@ -209,7 +210,7 @@ class FineTuning:
             return parts_of(
                 made[step],
                 lambda labels: inputs.kind.mass(labels, self._class_weights),
-                size=self._micro_batch_size,
+                size=self._rows_of_part(made[step]),
                 ranks=self._ranks,
                 batch_size=settings.batch_size,
             )
@@ -226,22 +227,30 @@ class FineTuning:
                         after_step=lambda _, result: losses.append(result.loss),
                     )
             except OutOfMemoryError as error:
-                self._halve_micro_batches(error)
+                self._halve_parts(made.get(first + len(losses)), error)
         self.epoch += 1
         return float(torch.stack(losses).mean())
 
-    def _halve_micro_batches(self, error: OutOfMemoryError) -> None:
-        """Do the step that failed again in smaller parts, and all behind it; the batch stays."""
+    def _rows_of_part(self, batch: Batch) -> int:
+        """Rows of the batch that are computed at once: as many as their tokens allow."""
+        length = int(batch["attention_mask"].shape[1])
+        if self._most_tokens is None:
+            return self._micro_batch_size
+        return max(1, min(self._micro_batch_size, self._most_tokens // length))
+
+    def _halve_parts(self, batch: Batch | None, error: OutOfMemoryError) -> None:
+        """Do the step that failed again in smaller parts, and those as long; batches stay."""
         engine = self._engine
-        if not isinstance(engine, PlainEngine):
-            raise error  # the other ranks wait in the middle of the step: all begin again
-        if self._micro_batch_size == 1 or engine.is_updating:
+        if batch is None or not isinstance(engine, PlainEngine):
+            raise error  # not of a step; or other ranks wait in the middle of it: all begin again
+        rows = min(self._rows_of_part(batch), len(batch["labels"]))
+        if rows == 1 or engine.is_updating:
             raise error  # a smaller part needs no less, or weights have changed already
-        self._micro_batch_size = (self._micro_batch_size + 1) // 2
+        self._most_tokens = (rows + 1) // 2 * batch["attention_mask"].shape[1]
         engine.forget_gradients()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        logger.warning("%s; going on with micro-batches of %d", error, self._micro_batch_size)
+        logger.warning("%s; going on with %d tokens at a time", error, self._most_tokens)
 
     def validate(self) -> dict[str, float]:
         """Metrics on the validation rows."""

@@ -137,6 +137,14 @@ def test_what_a_population_found_is_trained_again(tmp_path: Path) -> None:
     assert result["test_openings"] == 1
     assert result["search"]["trials"] == 4
 
+    looked = pretune("plan", pipeline, "--probe", "--json", folder=tmp_path)
+    assert looked.returncode == 0, looked.stderr
+    (row,) = json.loads(looked.stdout)
+    assert (row["task"], row["metric"]) == ("tone", "accuracy")
+    assert 0.0 <= row["head"] <= 1.0
+    assert {"majority", "tf-idf"} <= set(row)
+    assert "tone.final: reused" in looked.stderr  # nothing else is run
+
 
 def test_an_object_store_and_two_workers_a_trial_find_what_one_finds_in_a_folder(
     tmp_path: Path, s3: str

@@ -30,24 +30,26 @@ def inputs_of(task: TaskConfig, base: Path, data: Path) -> TaskInputs:
     return task_inputs(task, base, data, execution=ONE)
 
 
-def with_room_for(slot: FineTuning, rows: int) -> list[int]:
-    """Let training fail with more rows at once; the sizes that were tried."""
-    tried: list[int] = []
+def with_room_for(slot: FineTuning, tokens: int) -> list[tuple[int, int]]:
+    """Let training fail with more tokens at once; the rows and lengths that were tried."""
+    tried: list[tuple[int, int]] = []
 
     def check(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         if module.training:
-            tried.append(len(kwargs["input_ids"]))
-            if tried[-1] > rows:
+            tried.append(tuple(kwargs["input_ids"].shape))
+            if kwargs["input_ids"].numel() > tokens:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     slot.model.register_forward_pre_hook(check, with_kwargs=True)
     return tried
 
 
-def trained(inputs: TaskInputs, rows: int | None, **settings: Any) -> tuple[FineTuning, list[int]]:
+def trained(
+    inputs: TaskInputs, tokens: int | None, **settings: Any
+) -> tuple[FineTuning, list[tuple[int, int]]]:
     slot = FineTuning(inputs)
     slot.start({**SETTINGS, **settings})
-    tried = with_room_for(slot, rows) if rows else []
+    tried = with_room_for(slot, tokens) if tokens else []
     while not slot.is_finished:
         slot.train_epoch()
     return slot, tried
@@ -77,10 +79,13 @@ def test_smaller_parts_of_the_same_batches_give_the_same_weights(
 ) -> None:
     inputs = inputs_of(*((task := make(tmp_path))[0], base, task[1]))
     plain, _ = trained(inputs, None, token_dropout=0.2)
-    pressed, tried = trained(inputs, 5, token_dropout=0.2)
-    done = [size for size in tried if size <= 5]
-    assert sorted(set(tried) - set(done)) == [8, 16]
+    longest = max(map(len, inputs.train.ids))
+    pressed, tried = trained(inputs, room := 5 * longest, token_dropout=0.2)
+    done = [rows for rows, length in tried if rows * length <= room]
+    assert 0 < len(tried) - len(done) <= 4  # halved a few times, and not in each batch anew
     assert sum(done) == 2 * len(inputs.train)
+    short, long = ({"attention_mask": torch.ones(16, length)} for length in (8, longest))
+    assert pressed._rows_of_part(short) > pressed._rows_of_part(long)
     for name, weight in plain.weights.items():
         # In the mean: where a gradient is nearly nothing, AdamW makes much of its last digits.
         assert (weight - pressed.weights[name]).abs().mean() < 5e-6, name
@@ -93,16 +98,16 @@ def test_one_row_that_does_not_fit_ends_the_trial(base: Path, tmp_path: Path) ->
     tried = with_room_for(slot, 0)
     with pytest.raises(OutOfMemoryError, match="Tried to allocate 2"):
         slot.train_epoch()
-    assert tried == [16, 8, 4, 2, 1]
+    assert [rows for rows, _ in tried] == [16, 8, 4, 2, 1]
 
 
 def test_the_next_configuration_begins_with_whole_batches(base: Path, tmp_path: Path) -> None:
     task, data = classes(tmp_path)
-    slot, _ = trained(inputs_of(task, base, data), 5)
+    slot, _ = trained(inputs_of(task, base, data), 200)
     slot.start(SETTINGS)
-    tried = with_room_for(slot, 16)
+    tried = with_room_for(slot, 1 << 20)
     slot.train_epoch()
-    assert tried[0] == 16
+    assert tried[0][0] == 16
 
 
 def test_a_step_that_has_changed_weights_is_not_done_again(base: Path, tmp_path: Path) -> None:
