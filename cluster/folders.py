@@ -1,5 +1,6 @@
 """Folders that every node sees, local or in an object store, for code that knows paths alone."""
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -36,5 +37,5 @@ def read(url: str, load: Callable[[Path], None]) -> None:
 def remove(url: str) -> None:
     """Remove a folder or URL with all in it, if it is there."""
     files, place = fsspec.url_to_fs(url, use_listings_cache=False)
-    if files.exists(place):
+    with contextlib.suppress(FileNotFoundError):
         files.rm(place, recursive=True)

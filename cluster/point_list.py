@@ -14,16 +14,16 @@ from cluster.stages import Course
 
 
 class PointList(Searcher):  # type: ignore[misc]
-    """Gives out points in their order, so many at once.
+    """Gives out points in their order.
 
     One that has stages in common with a trial under way waits until they are trained; others take
     its turn. Where one goes on from where another ends, it goes first: then that other's metrics
     are known, and nobody needs a state.
     """
 
-    def __init__(self, points: Sequence[Point], course: Course, *, at_once: int) -> None:
+    def __init__(self, points: Sequence[Point], course: Course) -> None:
         super().__init__()
-        self._points, self._at_once = list(points), at_once
+        self._points = list(points)
         self._keys = [stages.keys_of(course, point) for point in points]
         self._left = list(range(len(self._points)))
         self._live: dict[str, int] = {}
@@ -35,8 +35,6 @@ class PointList(Searcher):  # type: ignore[misc]
         """The first point that need not wait; None where all must."""
         if not self._left:
             return Searcher.FINISHED
-        if len(self._live) >= self._at_once:
-            return None
         first = next((number for number in self._left if not self._waits(number)), None)
         if first is None:
             return None
@@ -46,10 +44,10 @@ class PointList(Searcher):  # type: ignore[misc]
         return {POINT: self._points[free]}
 
     def _longest_beyond(self, number: int) -> int:
-        """Of the points that go on from where this one ends, and itself."""
+        """Of those that go on from where this point ends and need not wait, and itself."""
         keys = self._keys[number]
         beyond = [n for n in self._left if self._keys[n][: len(keys)] == keys]
-        return max(beyond, key=lambda n: len(self._keys[n]))
+        return max((n for n in beyond if not self._waits(n)), key=lambda n: len(self._keys[n]))
 
     def _waits(self, number: int) -> bool:
         return any(

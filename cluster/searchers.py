@@ -52,7 +52,9 @@ def searcher(plan: SearchPlan) -> Searcher | SearchAlgorithm:
     if search.searcher != "tpe":
         if search.scheduler == "pbt":  # it compares all, which take turns in the slots there are
             return BasicVariantGenerator(max_concurrent=plan.trials)
-        return PointList(plan.points(), plan.course, at_once=plan.slots)
+        # Without the limiter around it Tune would begin one trial after another.
+        points = PointList(plan.points(), plan.course)
+        return ConcurrencyLimiter(points, max_concurrent=plan.slots)
     suggestions = _Suggestions(search.space)
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name=_STUDY, direction="maximize")
@@ -80,7 +82,7 @@ def scheduler(plan: SearchPlan) -> TrialScheduler:
         case "none":
             return FIFOScheduler()
         case "median":
-            median = MedianStoppingRule(**common, grace_period=search.grace_epochs)
+            median = _MedianRule(**common, grace_period=search.grace_epochs)
             for trial, result in _seen(plan):
                 median.on_trial_complete(None, trial, result)  # which only keeps it
             return median
@@ -102,6 +104,20 @@ def scheduler(plan: SearchPlan) -> TrialScheduler:
                 asha.on_trial_add(None, trial)
                 asha.on_trial_result(None, trial, result)
             return asha
+
+
+class _MedianRule(MedianStoppingRule):  # type: ignore[misc]
+    """Tune's, for trials that are never paused and may be told of an epoch again."""
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """As Tune's; an epoch counts once."""
+        told = self._results[trial]
+        if told and result[EPOCH] <= told[-1][EPOCH]:
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(controller, trial, result))
+
+    def _on_insufficient_samples(self, *_: Any) -> str:
+        return str(TrialScheduler.CONTINUE)
 
 
 @dataclass(frozen=True)

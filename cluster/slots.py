@@ -1,12 +1,13 @@
 """Processes of a search: each tries one configuration after another, as a trainable of Ray Tune."""
 
+import contextlib
 import json
 import math
 import os
 import time
 import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,13 @@ class StagedSlot(Slot):
     def _settle(self, *, stages: Stages, course: Course) -> None:  # type: ignore[override]
         self._stages, self._course = stages, course
         self._keys: Sequence[str] = ()
+        self._state_at = 0
+        self._needless: str | None = None
+        """Key of the state of the trial before, which nobody goes on from."""
 
     def _start(self, point: Mapping[str, Any]) -> None:
-        self._end()
+        if self._state_at:
+            self._needless = self._keys[self._state_at - 1]
         self._point = dict(point)
         self._keys = stages.keys_of(self._course, point)
         self._known: list[Metrics] | None = None
@@ -143,13 +148,32 @@ class StagedSlot(Slot):
 
     def _epoch(self) -> tuple[Metrics, bool]:
         if self._known is None:
-            self._known = self._stages.histories(self._keys)
+            self._known = self._look()
         self._told_epochs += 1
         if self._told_epochs <= len(self._known):
             metrics = self._known[self._told_epochs - 1]
         else:
             metrics = self._trained_further()
         return metrics, self._told_epochs == len(self._keys)
+
+    def _look(self) -> list[Metrics]:
+        """Metrics of the stages that need not be trained."""
+        self._drop(self._needless)
+        self._needless = None
+        with _of_storage():
+            known = self._stages.histories(self._keys)
+            if isinstance(self._trial, GangTrial) and len(known) < len(self._keys):
+                # Where its memory runs out, a gang counts on its last epoch's state.
+                known = known[: self._stages.epoch_of_state(self._keys[: len(known)])]
+        return known
+
+    def _drop(self, key: str | None) -> None:
+        """Remove a state; one that stays for once takes room, and nothing else."""
+        if key is not None:
+            try:
+                self._stages.drop(key)
+            except OSError:
+                traceback.print_exc()
 
     def _trained_further(self) -> Metrics:
         before = self._told_epochs - 1
@@ -189,18 +213,24 @@ class StagedSlot(Slot):
             (now - self._kept_at) * _COST_OF_STATES >= self._cost_s
         )
         if key not in self._stages.forks and (is_last or not is_due):
-            self._stages.write(key, metrics)
+            with _of_storage():
+                self._stages.write(key, metrics)
             return
-        self._stages.write(key, metrics, self._trial.save)
+        with _of_storage():
+            self._stages.write(key, metrics, self._trial.save)
         if self._state_at:
-            self._stages.drop(self._keys[self._state_at - 1])
+            self._drop(self._keys[self._state_at - 1])
         self._state_at, self._kept_at = epoch, time.monotonic()
         self._cost_s = self._kept_at - now
 
-    def _end(self) -> None:
-        """Nobody goes on from the last state of a trial that has ended."""
-        if self._keys and self._state_at:
-            self._stages.drop(self._keys[self._state_at - 1])
+
+@contextlib.contextmanager
+def _of_storage() -> Iterator[None]:
+    """What the storage refuses for the moment is no fault of the trial's: it is tried again."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkerLostError(f"{type(error).__name__}: {error}") from error
 
 
 class PopulationSlot(Slot):
@@ -253,5 +283,5 @@ class PopulationSlot(Slot):
         except Exception:
             with redirected(self._log):
                 traceback.print_exc()
-            self._iteration = 0
+            self._iteration, self._failure = 0, None
             self._start(self.config[POINT])

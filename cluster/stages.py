@@ -38,6 +38,11 @@ def keys_of(course: Course, point: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def apart(course: Course, point: Mapping[str, Any]) -> Sequence[Any]:
+    """The course of a point that shares nothing with others."""
+    return [dict(point)] * len(course(point))
+
+
 def forks(course: Course, points: Iterable[Point]) -> frozenset[str]:
     """Keys of the stages behind which points go different ways; one that ends there goes none."""
     followers: dict[str, set[str]] = defaultdict(set)
@@ -74,6 +79,14 @@ class Stages:
             if record is None:
                 break
             found.append(record["metrics"])
+        return found
+
+    def epoch_of_state(self, keys: Sequence[str]) -> int:
+        """The last of these stages that has a state, or 0."""
+        found = 0
+        for epoch, key in enumerate(keys, start=1):
+            record = self._record(key)
+            found = epoch if record is not None and record["state"] is not None else found
         return found
 
     def load(self, keys: Sequence[str], load: Callable[[Path], None]) -> int:

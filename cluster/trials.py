@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def run(
     """Search for the best metric; see `cluster.interface.Cluster.run_trials`."""
     if not plan.trials:
         return list(plan.earlier)
+    if plan.worker.workers > 1:  # the state of a gang is its own
+        plan = replace(plan, course=partial(stages.apart, plan.course))
     kind, settings = _slot(plan, directory)
     worker = plan.worker
     resources: dict[str, float] = {"cpu": worker.cpus, "gpu": worker.gpus}
@@ -139,7 +142,7 @@ def _slot(plan: SearchPlan, directory: str) -> tuple[type[Slot], dict[str, Any]]
     """What runs trials, and what it needs for it."""
     if plan.search.scheduler == "pbt":
         return PopulationSlot, {}
-    known = () if plan.search.searcher == "tpe" or plan.worker.workers > 1 else plan.points()
+    known = () if plan.search.searcher == "tpe" else plan.points()
     forks = stages.forks(plan.course, known)
     return StagedSlot, {"stages": Stages(directory, forks), "course": plan.course}
 

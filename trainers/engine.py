@@ -224,7 +224,8 @@ class PlainEngine:
         """Go on from what `save` wrote."""
         state = torch.load(directory / _STATE, map_location=self.device, weights_only=True)
         missing, unexpected = self.module.load_state_dict(state["module"], strict=False)
-        if unexpected or set(missing) - self._frozen:
+        buffers = {name for name, _ in self.module.named_buffers()}
+        if unexpected or set(missing) - self._frozen - buffers:
             raise DataError(f"{directory} holds the state of another model")
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])

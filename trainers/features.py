@@ -170,7 +170,8 @@ def pooling_of(inputs: TaskInputs) -> Pooling | None:
     built = task_model.build(inputs.network, inputs.weights, kind.head, dropout=0.0, seed=0).eval()
     order = sorted(range(len(inputs.train)), key=lambda row: len(inputs.train.ids[row]))
     step = max(1, len(order) // _ROWS_OF_PROOF)
-    batch = collate(inputs.train, order[::step][:_ROWS_OF_PROOF], inputs.tokenizer.pad_token_id)
+    rows = [*order[::step][: _ROWS_OF_PROOF - 1], order[-1]]  # with the longest: others are padded
+    batch = collate(inputs.train, rows, inputs.tokenizer.pad_token_id)
     batch.pop("labels", None)
     with torch.no_grad():
         truth = kind.logits(built(**batch), batch)

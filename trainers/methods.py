@@ -1,5 +1,6 @@
 """How much of a base is trained: all of it, adapters beside it, or the head alone."""
 
+import weakref
 from typing import Any
 
 from torch import nn
@@ -76,7 +77,8 @@ def add_adapters(model: PreTrainedModel, settings: Hyperparameters, *, trains_he
 def _hold_still(base: nn.Module) -> None:
     """Have a frozen base say the same of a text each time: without dropout, while heads train."""
     base.eval()
-    base.train = lambda *_: base  # type: ignore[method-assign]
+    held = weakref.ref(base)  # a circle of references would outlive the trial
+    base.train = lambda *_: held()  # type: ignore[assignment,method-assign]
 
 
 def _level(model: PreTrainedModel, name: str, depth: int) -> int:

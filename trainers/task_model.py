@@ -104,9 +104,13 @@ def _unfilled(config: Any, head: Any) -> PreTrainedModel:
 
 def _fill(model: PreTrainedModel, seed: int, known: set[str]) -> None:
     """Draw the weights that are not known, as the model's family does, and no others."""
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in known:
-            tensor._is_hf_initialized = True  # noqa: SLF001 -- as transformers marks what it loaded
+    # As transformers marks what it loaded: some families draw for a part before they look at it.
+    for name, part in model.named_modules():
+        own = dict(part.named_parameters(prefix=name, recurse=False))
+        for parameter in (own[place] for place in own if place in known):
+            parameter._is_hf_initialized = True  # noqa: SLF001
+        if own and set(own) <= known:
+            part._is_hf_initialized = True  # noqa: SLF001
     torch.manual_seed(seed)
     model.initialize_weights()
     model.tie_weights()

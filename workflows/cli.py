@@ -101,6 +101,8 @@ def plan(
     from workflows.explain import explain
 
     if probe:
+        if only or from_ or force:
+            raise usage_error("--probe looks at all tasks; leave --only, --from and --force out")
         _probe(pipeline, overrides, as_json=as_json)
         return
     opened = _open(pipeline, overrides)

@@ -40,7 +40,8 @@ def run(context: StageContext) -> Mapping[str, Any]:
     exchange.collect(context.output)
     features.write_index(context.output, pooling, works)
     if pooling is None:
-        context.progress.note(f"heads are trained above the whole base: {reason}")
+        again = f"--force {context.step.name} tries again"
+        context.progress.note(f"heads are trained above the whole base: {reason}; {again}")
         return {"pooling": "none", "because": reason}
     return {"pooling": pooling, "bytes": sum(features.bytes_of(inputs, pooling).values())}
 
@@ -49,11 +50,14 @@ def _pooling(context: StageContext, inputs: TaskInputs) -> tuple[Pooling | None,
     """What is to be kept; or None, and why."""
     if context.run.execution.trials.workers > 1:
         return None, "cluster.trials.workers says that the base is too large for one worker"
-    found = features.pooling_of(inputs)
+    family = inputs.network["model_type"]
+    try:
+        found = features.pooling_of(inputs)
+        size = 0 if found is None else sum(features.bytes_of(inputs, found).values())
+    except Exception as error:  # families differ in all ways; heads learn without features, too
+        return None, f"{family}: {type(error).__name__}: {error}"
     if found is None:
-        family = inputs.network["model_type"]
-        return None, f"a head of {family} reads more of its base than its last features"
-    size = sum(features.bytes_of(inputs, found).values())
+        return None, f"a head of {family} says something else of features than of texts"
     free = shutil.disk_usage(context.output).free
     if size > _MOST_OF_DISK * free:
         return None, f"they would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"

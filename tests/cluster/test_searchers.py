@@ -113,6 +113,16 @@ def test_median_rule_measures_by_earlier_trials() -> None:
     assert first_verdict(plan(9, [], scheduler="median"), 0.5) == "CONTINUE"
 
 
+def test_median_rule_counts_an_epoch_that_is_told_again_once() -> None:
+    rule: Any = searchers.scheduler(plan(9, [], scheduler="median"))
+    nobody_else: Any = SimpleNamespace(get_live_trials=list)
+    trial = searchers._Seen("a")
+    rule.on_trial_add(nobody_else, trial)
+    for epoch in (1, 2, 1, 2, 3):
+        rule.on_trial_result(nobody_else, trial, {EPOCH: epoch, SCORE: 0.5})
+    assert [result[EPOCH] for result in rule._results[trial]] == [1, 2, 3]
+
+
 def first_verdict(of: SearchPlan, score: float) -> str:
     scheduler, trial = searchers.scheduler(of), searchers._Seen("new")
     nobody_else: Any = SimpleNamespace(get_live_trials=list)
