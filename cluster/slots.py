@@ -190,9 +190,10 @@ class StagedSlot(Slot):
         started = time.monotonic()
         self._trial.start(self._point)
         self._state_at = self._load(self._keys[:epochs])
+        self._kept_at = time.monotonic()
+        self._cost_s = self._kept_at - started  # until a state was kept, this stands for it
         for _ in range(self._state_at, epochs):  # whose metrics are known
             self._trial.step()
-        self._kept_at, self._cost_s = time.monotonic(), time.monotonic() - started
 
     def _load(self, keys: Sequence[str]) -> int:
         try:

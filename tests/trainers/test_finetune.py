@@ -216,6 +216,9 @@ def test_scratch_control_knows_nothing_of_the_base(tone: TaskInputs) -> None:
     [
         {"learning_rate": 0.005},
         {"warmup": 0.5},
+        {"schedule": "constant"},
+        {"schedule": "wsd"},
+        {"schedule": "wsd", "decay": 0.9},
         {"dropout": 0.3},
         {"token_dropout": 0.3},
         {"label_smoothing": 0.1},

@@ -116,6 +116,33 @@ def test_search_that_begins_with_others_winners_waits_for_them(folder: Path) -> 
     assert json.dumps(list(plan(steps, Artifacts(Storage.at(folder / "s")).ledger, None).states))
 
 
+def steps_of(folder: Path, *changes: str, probes: bool = False) -> dict[str, Step]:
+    config = load_config(folder / "pipeline.yaml", list(changes))
+    steps = build_steps(config, outside.inspect(config, folder), probes=probes)
+    return {step.name: step for step in steps}
+
+
+def test_features_are_computed_where_a_head_may_be_tried(folder: Path) -> None:
+    plain = steps_of(folder)
+    assert not any(step.kind in ("features", "probe") for step in plain.values())
+    heads = search(**{"space.method": "[full, head]"})
+    found = steps_of(folder, *heads)
+    assert [name for name, step in found.items() if step.kind == "features"] == ["tone.features"]
+    assert found["tone.tune"].inputs["features"].name == "tone.features"
+    assert "features" not in found["tone.final"].inputs
+    # They are the same whatever is made of them.
+    other = steps_of(folder, *heads, "tasks.tone.metric=macro_f1", "tasks.tone.search.seed=3")
+    assert other["tone.features"].fingerprint == found["tone.features"].fingerprint
+    longer = steps_of(folder, *heads, "tasks.tone.max_length=40")
+    assert longer["tone.features"].fingerprint != found["tone.features"].fingerprint
+
+
+def test_a_look_at_each_task_is_no_part_of_a_run(folder: Path) -> None:
+    plain, looking = steps_of(folder), steps_of(folder, probes=True)
+    assert looking.keys() - plain.keys() == {"tone.probe", "places.probe"}
+    assert all(looking[name].fingerprint == plain[name].fingerprint for name in plain)
+
+
 def test_a_share_of_labels_is_trained_once(folder: Path) -> None:
     with pytest.raises(ConfigError, match="a share stands there twice"):
         tune(folder, "tasks.tone.controls.label_fractions=[0.1, 0.5, 0.1]")
@@ -143,6 +170,7 @@ PBT = search(scheduler="pbt", trials=4)
         ([*PBT, *search(**{"space.epochs": "[2, 3]"})], "pbt needs one value for all trials"),
         ([*PBT, *search(**{"space.learning_rate": 0.01})], "give learning_rate, dropout,"),
         (search(perturb_epochs=2), "perturb_epochs goes with scheduler: pbt"),
+        (search(**{"space.decay": 0.3}), "decay goes with schedule: wsd; the search tries linear"),
     ],
 )
 def test_searches_that_cannot_be_run_are_refused(
