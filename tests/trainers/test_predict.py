@@ -89,7 +89,7 @@ def trained(folder: Path, family: str, kind: str, **point: Any) -> tuple[Trainin
 
 @pytest.mark.parametrize(
     ("family", "learning_rate", "epochs"),
-    [("llama", 0.01, 3), ("gpt2", 0.01, 5), ("bert", 0.005, 8)],
+    [("llama", 0.01, 3), ("gpt2", 0.005, 5), ("bert", 0.005, 8)],
 )
 def test_text_classifier_is_whole_and_says_what_training_measured(
     tmp_path: Path, family: str, learning_rate: float, epochs: int
