@@ -49,7 +49,8 @@ def run(
                 index = waiting.pop()
                 under_way[begin(index)] = index
             for done in cluster.wait(list(under_way), _LOOK_EVERY_S):
-                values[under_way.pop(done)] = done.result().unwrap()
+                index = under_way.pop(done)
+                values[index] = done.result().unwrap()
     except BaseException:  # a stop, too: else the others would train to their end
         cluster.cancel(list(under_way))
         raise

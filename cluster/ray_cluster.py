@@ -104,9 +104,11 @@ class RayCluster:
 
     def cancel(self, pending: Sequence[Pending]) -> None:
         """Kill the processes at work and all they started."""
-        for work in pending:
-            if isinstance(work, RayPending):
-                ray.cancel(work.reference, force=True, recursive=True)
+        references = [work.reference for work in pending if isinstance(work, RayPending)]
+        # Ray ends the process that cancels a task whose result has just come.
+        _, at_work = ray.wait(references, num_returns=len(references), timeout=0)
+        for reference in at_work:
+            ray.cancel(reference, force=True, recursive=True)
 
     def map(
         self, function: Callable[[Any], Any], items: Sequence[Any], worker: WorkerConfig, log: Path

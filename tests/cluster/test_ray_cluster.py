@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import ray
 from ray import cloudpickle
 from toys import (
     GangWithOneDeath,
@@ -31,7 +33,7 @@ from cluster.config import (
     TrialConfig,
 )
 from cluster.interface import Metrics, SearchPlan, TaskFailedError, TrialResult, WorkerLostError
-from cluster.ray_cluster import RayCluster
+from cluster.ray_cluster import RayCluster, RayPending
 from cluster.space import Branches, Range
 
 pytestmark = pytest.mark.ray
@@ -59,6 +61,21 @@ def test_exception_comes_back_as_text_and_its_traceback_is_in_the_log(
 def test_killed_process_is_a_lost_worker(cluster: RayCluster, tmp_path: Path) -> None:
     outcome = cluster.submit(die, None, log=tmp_path / "log").result()
     assert isinstance(outcome.error, WorkerLostError)
+
+
+def test_work_that_has_ended_is_not_cancelled(
+    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would end this process now and then, on a busy machine in one of some hundred cases."""
+    cancelled: list[Any] = []
+    monkeypatch.setattr(ray, "cancel", lambda reference, **_: cancelled.append(reference))
+    ended = cluster.submit(double, 1, log=tmp_path / "log")
+    ended.result()
+    at_work = cluster.submit(time.sleep, 1, log=tmp_path / "log")
+    cluster.cancel([ended, at_work])
+    assert isinstance(at_work, RayPending)
+    assert cancelled == [at_work.reference]
+    cluster.cancel([])
 
 
 def test_map_starts_a_lost_item_again_and_keeps_the_order(
