@@ -197,7 +197,8 @@ class StagedSlot(Slot):
 
     def _load(self, keys: Sequence[str]) -> int:
         try:
-            return self._stages.load(keys, self._trial.load)
+            with _of_storage():
+                return self._stages.load(keys, self._trial.load)
         except WorkerLostError:
             raise
         except Exception:  # a state that is gone, or torn by whoever was killed
@@ -230,6 +231,8 @@ def _of_storage() -> Iterator[None]:
     """What the storage refuses for the moment is no fault of the trial's: it is tried again."""
     try:
         yield
+    except FileNotFoundError:  # no trying again brings it back
+        raise
     except OSError as error:
         raise WorkerLostError(f"{type(error).__name__}: {error}") from error
 

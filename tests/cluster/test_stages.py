@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
-from toys import CountingTrial, apart, together
+from toys import CountingTrial, CountingTrialWhoseStoreHangsUp, apart, together
 
 from cluster import stages
 from cluster.config import SearchConfig, TrialConfig
@@ -103,13 +103,18 @@ def test_a_list_of_points_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def search(
-    cluster: RayCluster, folder: Path, space: Mapping[str, Any], slots: int, course: Course
+    cluster: RayCluster,
+    folder: Path,
+    space: Mapping[str, Any],
+    slots: int,
+    course: Course,
+    trial: type[CountingTrial] = CountingTrial,
 ) -> tuple[list[TrialResult], list[Any]]:
     """All combinations, and every epoch that was trained: process, x, epoch."""
     trials = len(space["x"]) * len(space["epochs"])
     config = SearchConfig(trials=trials, searcher="grid", space=dict(space))
     results = cluster.run_trials(
-        CountingTrial,
+        trial,
         {"trained": folder / "trained"},
         SearchPlan(
             *(config, TrialConfig()),
@@ -148,3 +153,15 @@ def test_no_epoch_is_trained_twice(
     states = list((tmp_path / "search" / "stages").rglob("sum"))
     parted = 0 if course is together else 2 * 2
     assert parted <= len(states) <= parted + slots
+
+
+@pytest.mark.ray
+def test_a_state_that_the_store_refuses_for_the_moment_is_read_again(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    space = {"x": [1], "epochs": [2, 3]}
+    trial = CountingTrialWhoseStoreHangsUp
+    results, trained = search(cluster, tmp_path, space, 1, parting, trial)
+    assert (tmp_path / "hung_up").exists()
+    assert {result.status for result in results} == {"finished"}
+    assert sorted(epoch for _, _, epoch in trained) == [1, 2, 2, 3]

@@ -149,6 +149,17 @@ class CountingTrial:
         self.sum, self.epoch = map(int, (directory / "sum").read_text().split())
 
 
+class CountingTrialWhoseStoreHangsUp(CountingTrial):
+    """Cannot read its state the first time."""
+
+    def load(self, directory: Path) -> None:
+        marker = self.trained.with_name("hung_up")
+        if not marker.exists():
+            marker.touch()
+            raise ConnectionResetError("the store hung up")
+        super().load(directory)
+
+
 class OutOfMemoryError(RuntimeError):
     """By this name a gang tells that its memory did not suffice."""
 
