@@ -5,6 +5,7 @@ the head itself, so that what is kept gives the head's own answers.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from trainers.task_config import TaskConfig
 from trainers.task_inputs import TaskInputs, TrialExecution
 from trainers.task_types import TaskType, type_of
 from trainers.task_types.base import Encoded, by_length, collate
+
+logger = logging.getLogger(__name__)
 
 Pooling = Literal["first", "last", "mean", "tokens"]
 """What is kept of a row: the features of its first token, of its last, their mean, or all."""
@@ -50,13 +53,7 @@ class Features:
 
     def shown(self, batch: Batch, rows: Sequence[int]) -> Batch:
         """A batch of these rows as a head takes it that has features below it."""
-        values = [torch.from_numpy(self._of(row)) for row in rows]
-        shown = {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
-        if self.pooling != "tokens":
-            for name in ("input_ids", "attention_mask"):
-                shown[name] = batch[name][:, :1]
-            return shown | {"inputs_embeds": torch.stack(values)}
-        return shown | {"inputs_embeds": torch.nn.utils.rnn.pad_sequence(values, batch_first=True)}
+        return _shown(batch, [torch.from_numpy(self._of(row)) for row in rows], self.pooling)
 
     def _of(self, row: int) -> NDArray[np.float32]:
         """Of one row, shape (positions, hidden)."""
@@ -166,6 +163,14 @@ def pooling_of(inputs: TaskInputs) -> Pooling | None:
 
     Proved on the head: what it says of features must be what it says of the texts.
     """
+    try:
+        return _proved(inputs)
+    except Exception:  # families differ in all ways; heads learn without features, too
+        logger.warning("no features of %s", inputs.network["model_type"], exc_info=True)
+        return None
+
+
+def _proved(inputs: TaskInputs) -> Pooling | None:
     kind = inputs.kind
     built = task_model.build(inputs.network, inputs.weights, kind.head, dropout=0.0, seed=0).eval()
     order = sorted(range(len(inputs.train)), key=lambda row: len(inputs.train.ids[row]))
@@ -204,7 +209,8 @@ def splits_of(inputs: TaskInputs) -> dict[str, Encoded]:
 def bytes_of(inputs: TaskInputs, pooling: Pooling) -> dict[str, int]:
     """Size of the features of all rows, by split."""
     settings = dict(inputs.network)
-    hidden = AutoConfig.for_model(settings.pop("model_type"), **settings).hidden_size
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    hidden = config.get_text_config().hidden_size
     return {
         split: hidden
         * np.dtype(np.float32).itemsize
@@ -241,25 +247,25 @@ def _says_the_same(
     hidden: Tensor,
     truth: Tensor,
 ) -> bool:
-    mask = batch["attention_mask"].bool()
-    rows = _pooled(hidden, batch["attention_mask"], pooling)
-    shown = {
-        "input_ids": batch["input_ids"],
-        "attention_mask": batch["attention_mask"],
-        "inputs_embeds": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
-    }
-    if pooling != "tokens":
-        shown |= {name: shown[name][:, :1] for name in ("input_ids", "attention_mask")}
+    shown = _shown(batch, _pooled(hidden, batch["attention_mask"], pooling), pooling)
     try:
         logits = kind.logits(head(**shown), shown)
     except (TypeError, ValueError, RuntimeError):  # a head that wants more of its base
         return False
     if logits.shape != truth.shape:
         return False
-    apart = (logits - truth).abs()
+    apart, mask = (logits - truth).abs(), batch["attention_mask"].bool()
     if truth.shape[:2] == mask.shape and truth.dim() > 2:
         apart, truth = apart[mask], truth[mask]
     return bool(apart.max() <= _TOLERANCE * max(1.0, float(truth.abs().max())))
+
+
+def _shown(batch: Batch, features: list[Tensor], pooling: Pooling) -> Batch:
+    """A batch as a head takes it that has these rows' features below it."""
+    shown = {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
+    if pooling != "tokens":
+        shown |= {name: batch[name][:, :1] for name in ("input_ids", "attention_mask")}
+    return shown | {"inputs_embeds": torch.nn.utils.rnn.pad_sequence(features, batch_first=True)}
 
 
 def _pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> list[Tensor]:

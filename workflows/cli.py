@@ -93,8 +93,8 @@ def plan(
     REUSE: there is a result. RUN: there is none; the reason is the field, input or file that
     changed. BLOCKED: an input is missing. DRIFT: the result was computed by other code.
 
-    With --probe a head is trained above the base, as it is, on a few rows of each task, in seconds;
-    its scores on the validation rows stand beside those of methods without a network.
+    With --probe a head is trained above the base, as it is, on a few rows of each task; its scores
+    on the validation rows stand beside those of methods without a network.
 
     Example: `pretune plan examples/demo.yaml --set pretrain.seed=1`
     """

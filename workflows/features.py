@@ -51,13 +51,10 @@ def _pooling(context: StageContext, inputs: TaskInputs) -> tuple[Pooling | None,
     if context.run.execution.trials.workers > 1:
         return None, "cluster.trials.workers says that the base is too large for one worker"
     family = inputs.network["model_type"]
-    try:
-        found = features.pooling_of(inputs)
-        size = 0 if found is None else sum(features.bytes_of(inputs, found).values())
-    except Exception as error:  # families differ in all ways; heads learn without features, too
-        return None, f"{family}: {type(error).__name__}: {error}"
+    found = features.pooling_of(inputs)
     if found is None:
         return None, f"a head of {family} says something else of features than of texts"
+    size = sum(features.bytes_of(inputs, found).values())
     free = shutil.disk_usage(context.output).free
     if size > _MOST_OF_DISK * free:
         return None, f"they would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
