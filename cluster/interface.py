@@ -79,8 +79,8 @@ class SearchPlan:
     """Of a trial's metrics, the one to bring as high as possible, or as low."""
     max_epochs: int
     """The longest a trial may train."""
-    slots: int
-    """Trials at once."""
+    slots: Callable[[], int]
+    """Trials at once; asked again whenever one more could begin."""
     course: Callable[[Mapping[str, Any]], Sequence[Any]]
     """For each epoch of a point, all of the point that its trial's state after that epoch depends
     on; JSON-able. What begins alike is trained once."""

@@ -3,7 +3,8 @@
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,10 @@ from cluster.point_list import PointList
 from cluster.results import EPOCH, ERROR, FINISHED, POINT, SCORE, WORST_SCORE
 from cluster.space import Dimension, Point, Range, Space
 
+slots: ContextVar[Callable[[], int]] = ContextVar("slots")
+"""Of the search that runs. Not a field of a searcher: Tune keeps searchers with a search's state,
+and one that goes on would ask for the slots of the run that was interrupted."""
+
 _MODE = "max"
 _STUDY = "optuna"
 _SEEDS = 2**32
@@ -53,8 +58,7 @@ def searcher(plan: SearchPlan) -> Searcher | SearchAlgorithm:
         if search.scheduler == "pbt":  # it compares all, which take turns in the slots there are
             return BasicVariantGenerator(max_concurrent=plan.trials)
         # Without the limiter around it Tune would begin one trial after another.
-        points = PointList(plan.points(), plan.course)
-        return ConcurrencyLimiter(points, max_concurrent=plan.slots)
+        return _AsManyAsFit(PointList(plan.points(), plan.course), max_concurrent=plan.trials)
     suggestions = _Suggestions(search.space)
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name=_STUDY, direction="maximize")
@@ -71,7 +75,15 @@ def searcher(plan: SearchPlan) -> Searcher | SearchAlgorithm:
         # Of the same seed it would draw the first trials' points again.
         seed=(search.seed + _PRIME * len(plan.earlier)) % _SEEDS,
     )
-    return ConcurrencyLimiter(found, max_concurrent=plan.slots)
+    return _AsManyAsFit(found, max_concurrent=plan.trials)
+
+
+class _AsManyAsFit(ConcurrencyLimiter):  # type: ignore[misc]
+    """Has as many trials under way as there are slots; `max_concurrent` is the most ever."""
+
+    def suggest(self, trial_id: str) -> Any:
+        """A point, if there is a slot for it."""
+        return super().suggest(trial_id) if len(self.live_trials) < slots.get()() else None
 
 
 def scheduler(plan: SearchPlan) -> TrialScheduler:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -123,11 +123,10 @@ def run(
             ),
         )
     histories = _Histories(f"{directory}/{_HISTORIES}")
-    token = _listener.set(histories.recording(on_result))
-    try:
-        return [*plan.earlier, *_results(tuner.fit(), histories)]
-    finally:
-        _listener.reset(token)
+    context = copy_context()
+    context.run(_listener.set, histories.recording(on_result))
+    context.run(searchers.slots.set, plan.slots)
+    return [*plan.earlier, *_results(context.run(tuner.fit), histories)]
 
 
 def _status(error: str | None, *, finished: bool, stopped: bool) -> Any:

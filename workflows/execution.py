@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,8 +119,8 @@ class RunContext:
     paths: RunPaths
     base: Path
     """Folder of the pipeline file."""
-    searches: int
-    """Searches of the pipeline, which share the cluster."""
+    searches: Sequence[str]
+    """Steps of the pipeline that search, and share the cluster."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from cluster import capacity
 from trainers import features
 from trainers.features import FeatureWork, Pooling
 from trainers.task_inputs import TaskInputs, task_inputs
 from workflows.execution import StageContext
 from workflows.pipeline import FeaturesSpec
+from workflows.shares import Share
 from workflows.trainings import execution_of
 
 _MOST_OF_DISK = 0.5
@@ -32,8 +32,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     works: list[FeatureWork] = []
     if pooling is not None:
         base, data = context.input("base"), context.input("data")
-        cluster, searches = context.run.cluster, context.run.searches
-        at_once = capacity.trials_at_once(cluster.capacity(), trial, searches)
+        at_once = Share.of(context.run)()
         works = features.works(inputs, pooling, base, data, context.output, workers=at_once)
     exchange = context.exchange()
     context.run.cluster.map(exchange.mapped(features.compute), works, trial, context.log)

@@ -14,6 +14,9 @@ from workflows.storage import Storage
 
 Event = Mapping[str, Any]
 
+DRIVER = "run"
+"""The writer that says how steps begin and end."""
+
 _SUFFIX = ".jsonl"
 _FLUSH_EVERY_S = 1.0
 
@@ -79,15 +82,20 @@ def read(where: Storage, directory: str) -> list[Event]:
 
 
 class Tail:
-    """Reads a run's events as they come, each once."""
+    """Reads a run's events as they come, each once; of one writer, or of all."""
 
-    def __init__(self, where: Storage, directory: str) -> None:
+    def __init__(self, where: Storage, directory: str, writer: str | None = None) -> None:
         self._storage, self._directory = where, directory
+        self._begin = "" if writer is None else f"{writer}."
         self._offsets: dict[str, int] = {}
 
     def new(self) -> list[Event]:
         """Events since the last call, oldest first."""
-        names = [name for name in self._storage.names(self._directory) if name.endswith(_SUFFIX)]
+        names = [
+            name
+            for name in self._storage.names(self._directory)
+            if name.startswith(self._begin) and name.endswith(_SUFFIX)
+        ]
         events = (
             [event for name in names for event in self._appended(name)]
             if self._storage.is_local

@@ -18,7 +18,7 @@ from workflows.artifacts import Artifacts
 from workflows.config import ConfigError, PipelineConfig, as_yaml
 from workflows.execution import RunContext, RunPaths
 from workflows.history import PLAN
-from workflows.journal import Journal, Tail
+from workflows.journal import DRIVER, Journal, Tail
 from workflows.models import ModelStore
 from workflows.pipeline import build_steps
 from workflows.planning import Plan, Selection
@@ -99,13 +99,13 @@ class Session:
 
     def context(self, cluster: Cluster) -> RunContext:
         """What the steps of this run share."""
-        searches = sum(step.kind == "tune" for step in self.steps)
+        searches = [step.name for step in self.steps if step.kind == "tune"]
         return RunContext(cluster, self.config.cluster, self.paths, self.base, searches)
 
     @property
     def journal(self) -> Journal:
         """Where the driver writes what happens."""
-        return Journal(self.paths.storage, self.paths.events, "run")
+        return Journal(self.paths.storage, self.paths.events, DRIVER)
 
     def write_head(self, plan: Plan) -> None:
         """What the run is about, before its first step."""

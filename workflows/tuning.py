@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from cluster import capacity
 from cluster.config import POPULATION
 from cluster.interface import SearchPlan, TrialResult
 from trainers import features, finetune, task_inputs
@@ -16,6 +15,7 @@ from workflows.artifacts import Artifacts, DamagedArtifactError
 from workflows.execution import StageContext
 from workflows.ledger import Record
 from workflows.pipeline import WARM_START, TuneSpec
+from workflows.shares import Share
 from workflows.steps import Step, plain
 
 _RAY = "ray"
@@ -52,7 +52,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
             metric=spec.task.metric,
             lower_is_better=spec.task.lower_is_better,
             max_epochs=spec.max_epochs,
-            slots=capacity.trials_at_once(cluster.capacity(), trial, context.run.searches),
+            slots=Share.of(context.run),
             course=Courses(len(inputs.train)),
             may_change=MAY_CHANGE,
             earlier=earlier,

@@ -49,7 +49,7 @@ def graph(shape: str, count: int, prefix: str) -> list[Step]:
 def run(steps: list[Step], cluster: Cluster, where: Storage, run_id: str) -> None:
     """Plan and run, as `pretune run` does."""
     paths = RunPaths(where, run_id)
-    context = RunContext(cluster, ClusterConfig(), paths, Path(__file__).parent, searches=0)
+    context = RunContext(cluster, ClusterConfig(), paths, Path(__file__).parent, searches=())
     plan = planning.plan(steps, Artifacts(where).ledger)
     result = runner.run(steps, plan, context, Journal(where, paths.events, "run"))
     assert not result.failures, result.failures

@@ -112,7 +112,7 @@ def search_with_pretune(number: int, folder: Path, heard: Callable[[], None]) ->
             name="search",
             metric=METRIC,
             max_epochs=EPOCHS,
-            slots=SLOTS,
+            slots=lambda: SLOTS,
             course=course,
         ),
         directory=str(folder),

@@ -3,7 +3,8 @@
 A run computes each step in a process of its own, and so it is here: Ray Tune keeps its registry by
 process, and two searches that begin at once in two threads break it ("dictionary changed size
 during iteration"). The two processes import what they need and join this process' Ray before the
-clock starts, as the peers do. Each search has one slot, a process that is kept for all its trials.
+clock starts, as the peers do. Each search has one slot, a process that is kept for all its trials,
+and the other's, too, once that has ended; as in a run it learns of that from the journal.
 """
 
 import multiprocessing
@@ -35,9 +36,12 @@ from trainers import features
 from trainers.courses import Courses
 from trainers.task_config import MAY_CHANGE
 from trainers.task_inputs import TaskInputs
+from workflows.journal import DRIVER, Journal, Tail
+from workflows.planning import State
+from workflows.shares import Share
+from workflows.storage import Storage
 
-SLOTS = CPUS // len(TASKS)
-"""Of each search."""
+EVENTS = "events"
 
 
 def inputs_of(arguments: Arguments, task: str, cluster: RayCluster) -> TaskInputs:
@@ -51,13 +55,14 @@ def inputs_of(arguments: Arguments, task: str, cluster: RayCluster) -> TaskInput
     folder = arguments.folder / f"{task}-features"
     folder.mkdir()
     data = data_of(shared, regime, task)
-    works = features.works(inputs, pooling, shared / BASE, data, folder, workers=SLOTS)
+    workers = CPUS // len(TASKS)
+    works = features.works(inputs, pooling, shared / BASE, data, folder, workers=workers)
     cluster.map(features.compute, works, TrialConfig(), arguments.folder / "features.log")
     features.write_index(folder, pooling, works)
     return replace(inputs, features=features.opened(folder.joinpath))
 
 
-def plan_of(regime: Regime, task: str, inputs: TaskInputs) -> SearchPlan:
+def plan_of(regime: Regime, task: str, inputs: TaskInputs, share: Share) -> SearchPlan:
     """What `workflows.tuning` makes of a task's section."""
     space: dict[str, Any] = {
         "method": regime.method,
@@ -74,7 +79,7 @@ def plan_of(regime: Regime, task: str, inputs: TaskInputs) -> SearchPlan:
         metric=inputs.kind.task.metric,
         lower_is_better=inputs.kind.task.lower_is_better,
         max_epochs=max(regime.epochs),
-        slots=SLOTS,
+        slots=share,
         course=Courses(len(inputs.train)),
         may_change=MAY_CHANGE,
     )
@@ -84,7 +89,9 @@ def search(arguments: Arguments, ledger: Ledger, task: str) -> list[Trial]:
     """The trials of one task."""
     cluster = RayCluster(RetryConfig())
     inputs = inputs_of(arguments, task, cluster)
-    plan = plan_of(arguments.regime, task, inputs)
+    storage = Storage.at(arguments.folder)
+    share = Share(cluster, TrialConfig(), TASKS, Tail(storage, EVENTS, writer=DRIVER))
+    plan = plan_of(arguments.regime, task, inputs, share)
     directory = arguments.folder / task
     directory.mkdir()
     results = cluster.run_trials(
@@ -95,6 +102,7 @@ def search(arguments: Arguments, ledger: Ledger, task: str) -> list[Trial]:
         log=arguments.folder / f"{task}.log",
         on_result=ignore,
     )
+    Journal(storage, EVENTS, DRIVER).append("step", step=task, state=State.DONE)
     return [trial_of(task, plan.metric, result) for result in results]
 
 

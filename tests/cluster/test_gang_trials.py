@@ -25,7 +25,9 @@ def search_all(
     return cluster.run_trials(
         ToyTrialOfRanks,
         {"starts": folder / "starts", "marker": folder / "died"},
-        SearchPlan(config, TWO, name="search", metric="score", max_epochs=4, slots=1, course=apart),
+        SearchPlan(
+            config, TWO, name="search", metric="score", max_epochs=4, slots=lambda: 1, course=apart
+        ),
         directory=directory or str(folder / "search"),
         log=folder / "log",
         on_result=lambda trial, metrics: None,

@@ -33,7 +33,7 @@ def test_two_trials_share_one_gpu(tmp_path: Path) -> None:
                     name="search",
                     metric="score",
                     max_epochs=3,
-                    slots=slots,
+                    slots=lambda: slots,
                     course=apart,
                 ),
                 directory=str(tmp_path / "search"),

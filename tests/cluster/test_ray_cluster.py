@@ -144,7 +144,7 @@ def search(
             metric="score",
             max_epochs=4,
             course=apart,
-            **{"slots": 1, **more},
+            **{"slots": lambda: 1, **more},
         ),
         directory=str(folder / directory),
         log=folder / "log",
@@ -334,13 +334,34 @@ def test_median_rule_stops_what_is_worse_than_most(cluster: RayCluster, tmp_path
     assert by_x[1] == by_x[2] == "stopped"
 
 
+def test_a_search_takes_what_others_have_left_and_gives_it_back(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    starts = tmp_path / "starts"
+
+    def begun() -> list[str]:
+        return starts.read_text().splitlines() if starts.exists() else []
+
+    config = SearchConfig(
+        trials=9,
+        searcher="grid",
+        space={"x": [*range(1, 10)], "epochs": 2, "pause_s": 1.0},
+    )
+    found = search(cluster, tmp_path, config, slots=lambda: 2 if 2 <= len(begun()) < 6 else 1)
+    results, _, by_process = found
+    assert len(results) == 9
+    alone, second = by_process[0].split()[1], by_process[2].split()[1]
+    assert [line.split()[1] for line in by_process[:3]] == [alone, alone, second]
+    assert len({line.split()[1] for line in by_process[-2:]}) == 1
+
+
 def test_median_rule_pauses_no_trial_while_others_are_begun(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
     config = SearchConfig(
         trials=4, scheduler="median", searcher="grid", space={"x": [9, 8, 7, 6], "epochs": 4}
     )
-    results, _, starts = search(cluster, tmp_path, config, slots=2)
+    results, _, starts = search(cluster, tmp_path, config, slots=lambda: 2)
     assert {result.status for result in results} <= {"finished", "stopped"}
     assert len(starts) == 4  # none is begun again
 
@@ -358,7 +379,7 @@ def test_lowest_score_survives_where_lower_is_better(cluster: RayCluster, tmp_pa
             name="search",
             metric="score",
             max_epochs=4,
-            slots=1,
+            slots=lambda: 1,
             course=apart,
             lower_is_better=True,
         ),
@@ -462,7 +483,7 @@ class InterruptedSearch:
                 name="search",
                 metric="score",
                 max_epochs=self.epochs,
-                slots=1,
+                slots=lambda: 1,
                 course=apart,
                 may_change=["x"],
             ),

@@ -30,7 +30,7 @@ def plan(trials: int, earlier: list[TrialResult], **changes: Any) -> SearchPlan:
         name="search",
         metric="accuracy",
         max_epochs=4,
-        slots=1,
+        slots=lambda: 1,
         course=apart,
         earlier=earlier,
         first=first,
@@ -159,7 +159,7 @@ def test_time_waits_for_the_least_and_for_no_more_when_all_fail() -> None:
         name="search",
         metric="accuracy",
         max_epochs=4,
-        slots=1,
+        slots=lambda: 1,
         course=apart,
         earlier=[ended],
     )

@@ -121,7 +121,7 @@ def search(
             name="search",
             metric="score",
             max_epochs=4,
-            slots=slots,
+            slots=lambda: slots,
             course=course,
         ),
         directory=str(folder / "search"),

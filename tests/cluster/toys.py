@@ -237,7 +237,7 @@ def search_by_itself(folder: Path, value: float) -> list[float]:
             name=folder.name,
             metric="score",
             max_epochs=2,
-            slots=1,
+            slots=lambda: 1,
             course=apart,
         ),
         directory=str(folder / "search"),

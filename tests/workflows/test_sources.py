@@ -36,6 +36,7 @@ PLUMBING = {
     "workflows.task_section": "counted by its values, in the step's spec",
     "workflows.outside": "counted by what it found, the step's outside data",
     "workflows.pipeline": "counted by its values, in the step's spec",
+    "workflows.shares": "how many trials run at once, which no result depends on",
     "workflows.shards": "where shards are computed and kept",
 }
 """Glue that stages import and that STAGE_SOURCES leaves out, and why."""
