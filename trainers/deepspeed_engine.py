@@ -202,18 +202,29 @@ class DeepSpeedEngine:
         return float(_ComingMean(value).wait())
 
     def save(self, directory: Path, write: Write = torch.save) -> None:
-        """Every rank gives `write` its shard, in DeepSpeed's own format. Collective."""
+        """Every rank gives `write` its shard, in DeepSpeed's own format; not what is frozen.
+
+        Collective.
+        """
         self._files.write = write
         with all_in_memory(self._optimizer, changes=False):
             self._engine.save_checkpoint(
-                str(directory), tag=_TAG, save_latest=False, client_state=_FOR_CONVERSION
+                str(directory),
+                tag=_TAG,
+                save_latest=False,
+                client_state=_FOR_CONVERSION,
+                exclude_frozen_parameters=True,
             )
 
     def load(self, directory: Path) -> None:
         """Every rank reads its shard. Collective."""
+        has_frozen = not all(parameter.requires_grad for parameter in self.module.parameters())
         with all_in_memory(self._optimizer, changes=True):
             path, _ = self._engine.load_checkpoint(
-                str(directory), tag=_TAG, load_lr_scheduler_states=False
+                str(directory),
+                tag=_TAG,
+                load_lr_scheduler_states=False,
+                load_module_strict=not has_frozen,
             )
         if path is None:  # DeepSpeed warns and goes on from scratch; we do not
             raise RuntimeError(f"DeepSpeed found no checkpoint in {directory}")

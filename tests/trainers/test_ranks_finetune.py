@@ -103,17 +103,42 @@ def test_what_ranks_save_is_gone_on_from_and_what_they_export_is_whole(
     base: Path, tone: tuple[TaskConfig, Path], tmp_path: Path
 ) -> None:
     task, data = tone
-    one = on_ranks(request(task, base, data, method="lora", dropout=0.1), 3)
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    resumed = replace(one, resumes_in=saved, output=tmp_path / "model")
-    whole, gone_on = run_ranks([one, resumed], tmp_path / "ranks")
-    assert gone_on.scores == whole.scores
-    for name, weight in whole.weights.items():
-        assert weight.equal(gone_on.weights[name]), name
+    cases = [("lora", 3), ("head", 3), ("head", 2), ("head", 0)]
+    requests, folders = [], [tmp_path / f"{method}{stage}" for method, stage in cases]
+    for folder, (method, stage) in zip(folders, cases, strict=True):
+        (folder / "saved").mkdir(parents=True)
+        one = on_ranks(request(task, base, data, method=method, dropout=0.1), stage)
+        resumed = replace(one, resumes_in=folder / "saved", output=folder / "model")
+        requests += [one, resumed]
+    found = run_ranks(requests, tmp_path / "ranks")
     rows = task_data.load(data, task_data.VALIDATION)
-    scores, _ = retraining.evaluate(tmp_path / "model", task, rows)
-    assert scores == pytest.approx({k: gone_on.scores[-1][k] for k in scores}, abs=1e-6)
+    for folder, whole, gone_on in zip(folders, found[::2], found[1::2], strict=True):
+        assert gone_on.scores == whole.scores, folder.name
+        for name, weight in whole.weights.items():
+            assert weight.equal(gone_on.weights[name]), (folder.name, name)
+        scores, _ = retraining.evaluate(folder / "model", task, rows)
+        assert scores == pytest.approx({k: gone_on.scores[-1][k] for k in scores}, abs=1e-6)
+
+
+def test_ranks_save_nothing_that_is_frozen(
+    base: Path, tone: tuple[TaskConfig, Path], tmp_path: Path
+) -> None:
+    task, data = tone
+    requests = []
+    for method in ("head", "full"):
+        for stage in (3, 2, 0):
+            saved = tmp_path / f"{method}{stage}"
+            saved.mkdir()
+            one = on_ranks(request(task, base, data, method=method), stage)
+            requests.append(replace(one, resumes_in=saved))
+    run_ranks(requests, tmp_path / "ranks")
+
+    def largest(folder: str) -> int:
+        """Size of the largest file in bytes."""
+        return max(p.stat().st_size for p in (tmp_path / folder).rglob("*") if p.is_file())
+
+    for stage in (3, 2, 0):
+        assert largest(f"head{stage}") < largest(f"full{stage}") / 5, stage
 
 
 def test_rank_that_hangs_ends_and_so_do_those_that_wait_for_it(
