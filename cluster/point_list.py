@@ -1,5 +1,6 @@
 """The searcher of points that are known beforehand, for Ray Tune."""
 
+import logging
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from ray.tune.search import Searcher
 from cluster import stages
 from cluster.results import EPOCH, POINT
 from cluster.space import Point
-from cluster.stages import Course
+from cluster.stages import Course, Stages
+
+logger = logging.getLogger(__name__)
 
 
 class PointList(Searcher):  # type: ignore[misc]
@@ -18,13 +21,14 @@ class PointList(Searcher):  # type: ignore[misc]
 
     One that has stages in common with a trial under way waits until they are trained; others take
     its turn. Where one goes on from where another ends, it goes first: then that other's metrics
-    are known, and nobody needs a state.
+    are known, and nobody needs a state. A state behind which points part goes with the last one.
     """
 
-    def __init__(self, points: Sequence[Point], course: Course) -> None:
+    def __init__(self, points: Sequence[Point], course: Course, kept: Stages) -> None:
         super().__init__()
         self._points = list(points)
         self._keys = [stages.keys_of(course, point) for point in points]
+        self._kept = kept
         self._left = list(range(len(self._points)))
         self._live: dict[str, int] = {}
         """Number of the point, by trial."""
@@ -63,8 +67,22 @@ class PointList(Searcher):  # type: ignore[misc]
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Make room for another."""
-        self._live.pop(trial_id, None)
+        number = self._live.pop(trial_id, None)
         self._epochs.pop(trial_id, None)
+        if number is not None:
+            self._release(self._keys[number])
+
+    def _release(self, keys: Sequence[str]) -> None:
+        """Let go of the states that nobody goes on from any more."""
+        kept = self._kept.forks.intersection(keys)
+        if kept:
+            for number in (*self._left, *self._live.values()):
+                kept = kept.difference(self._keys[number])
+        for key in kept:
+            try:
+                self._kept.release(key)
+            except OSError:  # it takes room, and nothing else
+                logger.warning("the state of a stage could not be removed", exc_info=True)
 
     def save(self, checkpoint_path: str) -> None:
         """Write what was given out."""

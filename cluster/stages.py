@@ -109,7 +109,12 @@ class Stages:
 
     def drop(self, key: str) -> None:
         """Remove the state of a stage, unless it is kept for others; its metrics stay."""
-        record = None if key in self.forks else self._record(key)
+        if key not in self.forks:
+            self.release(key)
+
+    def release(self, key: str) -> None:
+        """Remove the state of a stage that nobody goes on from any more; its metrics stay."""
+        record = self._record(key)
         if record is not None and record["state"] is not None:
             self._put(key, {**record, "state": None})
             folders.remove(f"{self._place(key)}/{record['state']}")

@@ -72,7 +72,9 @@ def run(
         return list(plan.earlier)
     if plan.worker.workers > 1:  # the state of a gang is its own
         plan = replace(plan, course=partial(stages.apart, plan.course))
-    kind, settings = _slot(plan, directory)
+    known = () if plan.search.searcher == "tpe" else plan.points()
+    kept = Stages(directory, stages.forks(plan.course, known))
+    kind, settings = _slot(plan, kept)
     worker = plan.worker
     resources: dict[str, float] = {"cpu": worker.cpus, "gpu": worker.gpus}
     factory = trial
@@ -108,7 +110,7 @@ def run(
             param_space=searchers.param_space(plan),
             tune_config=TuneConfig(
                 num_samples=1 if kind is PopulationSlot else plan.trials,
-                search_alg=searchers.searcher(plan),
+                search_alg=searchers.searcher(plan, kept),
                 scheduler=searchers.scheduler(plan),
                 reuse_actors=True,
             ),
@@ -137,13 +139,11 @@ def _status(error: str | None, *, finished: bool, stopped: bool) -> Any:
     return "stopped" if stopped else "cut"
 
 
-def _slot(plan: SearchPlan, directory: str) -> tuple[type[Slot], dict[str, Any]]:
+def _slot(plan: SearchPlan, kept: Stages) -> tuple[type[Slot], dict[str, Any]]:
     """What runs trials, and what it needs for it."""
     if plan.search.scheduler == "pbt":
         return PopulationSlot, {}
-    known = () if plan.search.searcher == "tpe" else plan.points()
-    forks = stages.forks(plan.course, known)
-    return StagedSlot, {"stages": Stages(directory, forks), "course": plan.course}
+    return StagedSlot, {"stages": kept, "course": plan.course}
 
 
 def _checkpoints(kind: type[Slot]) -> CheckpointConfig:

@@ -24,6 +24,9 @@ def parting(point: Mapping[str, Any]) -> list[Any]:
     return [*begin, dict(point)]
 
 
+NOTHING = Stages("", frozenset())
+"""That is kept for others."""
+
 SHORT, LONG, OTHER = ({"x": x, "epochs": epochs} for x, epochs in ((1, 2), (1, 4), (2, 2)))
 
 
@@ -62,8 +65,20 @@ def test_a_stage_has_its_metrics_and_its_state_as_long_as_it_is_needed(tmp_path:
     assert len(list(tmp_path.rglob("state"))) == 1
 
 
+def test_states_for_others_go_with_the_last_of_those(tmp_path: Path) -> None:
+    kept = Stages(str(tmp_path), stages.forks(parting, [SHORT, LONG, OTHER]))
+    (fork,) = kept.forks
+    points = PointList([SHORT, LONG, OTHER], parting, kept)
+    kept.write(fork, {"score": 1.0}, lambda folder: (folder / "state").touch())
+    for trial, point, left in (("a", SHORT, 1), ("b", LONG, 0), ("c", OTHER, 0)):
+        assert points.suggest(trial) == {"point": point}
+        points.on_trial_complete(trial)
+        assert len(list(tmp_path.rglob("state"))) == left
+    assert kept.histories([fork]) == [{"score": 1.0}]
+
+
 def test_points_wait_for_what_others_train_for_them() -> None:
-    points = PointList([SHORT, LONG, OTHER], together)
+    points = PointList([SHORT, LONG, OTHER], together, NOTHING)
     assert points.suggest("a") == {"point": LONG}  # SHORT is then a part of it
     assert points.suggest("b") == {"point": OTHER}
     points.on_trial_complete("b")
@@ -77,7 +92,7 @@ def test_points_wait_for_what_others_train_for_them() -> None:
 
 def test_a_longer_point_that_must_wait_does_not_take_the_turn_of_a_shorter() -> None:
     short, longer, longest = ({"x": 1, "epochs": epochs} for epochs in (2, 4, 8))
-    points = PointList([short, longer, longest], together)
+    points = PointList([short, longer, longest], together, NOTHING)
     assert points.suggest("a") == {"point": longest}
     points.on_trial_result("a", {EPOCH: 3})
     assert points.suggest("b") == {"point": short}
@@ -88,16 +103,16 @@ def test_a_longer_point_that_must_wait_does_not_take_the_turn_of_a_shorter() -> 
 
 
 def test_points_that_share_nothing_keep_their_order() -> None:
-    points = PointList([SHORT, LONG, OTHER], apart)
+    points = PointList([SHORT, LONG, OTHER], apart, NOTHING)
     given = [points.suggest(name)["point"] for name in "abc"]
     assert given == [SHORT, LONG, OTHER]
 
 
 def test_a_list_of_points_goes_on_where_it_was(tmp_path: Path) -> None:
-    points = PointList([SHORT, LONG, OTHER], together)
+    points = PointList([SHORT, LONG, OTHER], together, NOTHING)
     points.suggest("a")
     points.save(str(tmp_path / "state"))
-    again = PointList([SHORT, LONG, OTHER], together)
+    again = PointList([SHORT, LONG, OTHER], together, NOTHING)
     again.restore(str(tmp_path / "state"))
     assert again.suggest("b") == {"point": OTHER}
 
@@ -149,10 +164,9 @@ def test_no_epoch_is_trained_twice(
     assert sorted([x, epoch] for _, x, epoch in trained) == [
         [x, epoch] for x in (1, 2) for epoch in sorted([1, 2, 3, 4, *last])
     ]
-    # What remains are the states behind which trials parted, and the last one of each slot.
+    # What remains is the last state of each slot.
     states = list((tmp_path / "search" / "stages").rglob("sum"))
-    parted = 0 if course is together else 2 * 2
-    assert parted <= len(states) <= parted + slots
+    assert len(states) <= slots
 
 
 @pytest.mark.ray
