@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import ray
 
 from cluster import folders
@@ -66,7 +65,7 @@ class GangTrial:
 
     def start(self, hyperparameters: Mapping[str, Any], *, halvings: int = 0) -> None:
         """Begin a configuration with a new gang."""
-        self._forget(0)  # the configuration before has ended
+        self.forget()  # the configuration before has ended
         self._point, self._halvings = dict(hyperparameters), halvings
         self._begin()
 
@@ -84,20 +83,24 @@ class GangTrial:
         self._saved.append(name)
         pointer = json.dumps({"folder": name, "halvings": self._halvings})
         (directory / _POINTER).write_text(pointer, encoding="utf-8")
-        self._forget(_KEPT)
+        self.forget(_KEPT)
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
         pointer = json.loads((directory / _POINTER).read_text(encoding="utf-8"))
         folder = self._folder(pointer["folder"])
-        files, path = fsspec.url_to_fs(folder)
-        if not files.exists(path):
+        if not folders.exists(folder):
             raise FileNotFoundError(f"a trial's checkpoint is gone: {folder}")
         if pointer["halvings"] > self._halvings:
             self._halvings = pointer["halvings"]
             self._begin()
         self._call("load", folder)
         self._saved.append(pointer["folder"])
+
+    def forget(self, kept: int = 0) -> None:
+        """Remove all but the newest states of this configuration."""
+        while len(self._saved) > kept:
+            folders.remove(self._folder(self._saved.pop(0)))
 
     def close(self) -> None:
         """End the gang."""
@@ -130,11 +133,6 @@ class GangTrial:
 
     def _folder(self, name: str) -> str:
         return f"{self._directory}/{_FOLDER}/{name}"
-
-    def _forget(self, kept: int) -> None:
-        """Remove all but the newest checkpoints of this configuration."""
-        while len(self._saved) > kept:
-            folders.remove(self._folder(self._saved.pop(0)))
 
 
 class _TrialOfRank:

@@ -3,6 +3,7 @@
 import logging
 import pickle
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from cluster.stages import Course, Stages
 
 logger = logging.getLogger(__name__)
 
+kept: ContextVar[Stages] = ContextVar("kept")
+"""What is kept of the trials of the search that runs. Not a field of the searcher: Tune keeps that
+with a search's state, and one that goes on has its stages elsewhere."""
+
 
 class PointList(Searcher):  # type: ignore[misc]
     """Gives out points in their order.
@@ -24,11 +29,10 @@ class PointList(Searcher):  # type: ignore[misc]
     are known, and nobody needs a state. A state behind which points part goes with the last one.
     """
 
-    def __init__(self, points: Sequence[Point], course: Course, kept: Stages) -> None:
+    def __init__(self, points: Sequence[Point], course: Course) -> None:
         super().__init__()
         self._points = list(points)
         self._keys = [stages.keys_of(course, point) for point in points]
-        self._kept = kept
         self._left = list(range(len(self._points)))
         self._live: dict[str, int] = {}
         """Number of the point, by trial."""
@@ -74,13 +78,13 @@ class PointList(Searcher):  # type: ignore[misc]
 
     def _release(self, keys: Sequence[str]) -> None:
         """Let go of the states that nobody goes on from any more."""
-        kept = self._kept.forks.intersection(keys)
-        if kept:
+        needless = kept.get().forks.intersection(keys)
+        if needless:
             for number in (*self._left, *self._live.values()):
-                kept = kept.difference(self._keys[number])
-        for key in kept:
+                needless = needless.difference(self._keys[number])
+        for key in needless:
             try:
-                self._kept.release(key)
+                kept.get().release(key)
             except OSError:  # it takes room, and nothing else
                 logger.warning("the state of a stage could not be removed", exc_info=True)
 

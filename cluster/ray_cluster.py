@@ -106,7 +106,7 @@ class RayCluster:
         """Kill the processes at work and all they started."""
         references = [work.reference for work in pending if isinstance(work, RayPending)]
         # Ray ends the process that cancels a task whose result has just come.
-        _, at_work = ray.wait(references, num_returns=len(references), timeout=0)
+        _, at_work = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
         for reference in at_work:
             ray.cancel(reference, force=True, recursive=True)
 

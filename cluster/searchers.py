@@ -31,7 +31,6 @@ from cluster.interface import SearchPlan, TrialResult
 from cluster.point_list import PointList
 from cluster.results import EPOCH, ERROR, FINISHED, POINT, SCORE, WORST_SCORE
 from cluster.space import Dimension, Point, Range, Space
-from cluster.stages import Stages
 
 slots: ContextVar[Callable[[], int]] = ContextVar("slots")
 """Of the search that runs. Not a field of a searcher: Tune keeps searchers with a search's state,
@@ -52,20 +51,14 @@ def param_space(plan: SearchPlan) -> dict[str, Any]:
     return {POINT: tune.grid_search(plan.points())} if plan.search.scheduler == "pbt" else {}
 
 
-def searcher(plan: SearchPlan, kept: Stages) -> Searcher | SearchAlgorithm:
-    """Chooses the points; Optuna's knows those of earlier trials, and what they scored.
-
-    Args:
-        plan: of the search.
-        kept: of its trials.
-    """
+def searcher(plan: SearchPlan) -> Searcher | SearchAlgorithm:
+    """Chooses the points; Optuna's knows those of earlier trials, and what they scored."""
     search = plan.search
     if search.searcher != "tpe":
         if search.scheduler == "pbt":  # it compares all, which take turns in the slots there are
             return BasicVariantGenerator(max_concurrent=plan.trials)
         # Without the limiter around it Tune would begin one trial after another.
-        points = PointList(plan.points(), plan.course, kept)
-        return _AsManyAsFit(points, max_concurrent=plan.trials)
+        return _AsManyAsFit(PointList(plan.points(), plan.course), max_concurrent=plan.trials)
     suggestions = _Suggestions(search.space)
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name=_STUDY, direction="maximize")

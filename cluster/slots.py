@@ -1,13 +1,12 @@
 """Processes of a search: each tries one configuration after another, as a trainable of Ray Tune."""
 
-import contextlib
 import json
 import math
 import os
 import time
 import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         """Run a piece of the trial; what it raises ends this trial and no other.
 
         Raises:
-            WorkerLostError: what the cluster broke is tried again.
+            WorkerLostError: what the cluster broke, or the storage refused, is tried again.
         """
         with redirected(self._log):
             try:
@@ -123,7 +122,15 @@ class Slot(tune.Trainable):  # type: ignore[misc]
                 self._failure = str(error)
             except Exception as error:  # a border: the trial's code is not ours to trust
                 traceback.print_exc()
-                self._failure = f"{type(error).__name__}: {error}"
+                told = f"{type(error).__name__}: {error}"
+                if _may_pass(error):
+                    raise WorkerLostError(told) from error
+                self._failure = told
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the machine or the storage refused something for the moment."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 class StagedSlot(Slot):
@@ -135,6 +142,8 @@ class StagedSlot(Slot):
         self._state_at = 0
         self._needless: str | None = None
         """Key of the state of the trial before, which nobody goes on from."""
+        self._cost_s: float | None = None
+        """Of the state that was saved last."""
 
     def _start(self, point: Mapping[str, Any]) -> None:
         if self._state_at:
@@ -143,7 +152,7 @@ class StagedSlot(Slot):
         self._keys = stages.keys_of(self._course, point)
         self._known: list[Metrics] | None = None
         self._told_epochs = 0
-        self._trained_epochs: int | None = None
+        self._has_begun = False
         self._state_at = 0
 
     def _epoch(self) -> tuple[Metrics, bool]:
@@ -160,12 +169,15 @@ class StagedSlot(Slot):
         """Metrics of the stages that need not be trained."""
         self._drop(self._needless)
         self._needless = None
-        with _of_storage():
-            known = self._stages.histories(self._keys)
-            if isinstance(self._trial, GangTrial) and len(known) < len(self._keys):
-                # Where its memory runs out, a gang counts on its last epoch's state.
-                known = known[: self._stages.epoch_of_state(self._keys[: len(known)])]
+        known = self._stages.histories(self._keys)
+        if self._is_gang and len(known) < len(self._keys):
+            # Where its memory runs out, a gang counts on its last epoch's state.
+            known = known[: self._stages.epoch_of_state(self._keys[: len(known)])]
         return known
+
+    @property
+    def _is_gang(self) -> bool:
+        return isinstance(self._trial, GangTrial)
 
     def _drop(self, key: str | None) -> None:
         """Remove a state; one that stays for once takes room, and nothing else."""
@@ -177,64 +189,64 @@ class StagedSlot(Slot):
 
     def _trained_further(self) -> Metrics:
         before = self._told_epochs - 1
-        if self._trained_epochs is None:
+        if not self._has_begun:
             self._begin(before)
+            self._has_begun = True
         metrics = self._trained()
-        self._trained_epochs = self._told_epochs
         if self._failure is None:
-            self._keep(metrics)
+            self._keep(self._told_epochs, metrics)
         return metrics
 
     def _begin(self, epochs: int) -> None:
         """Bring the trial to where it is after so many epochs, from the last state on the way."""
         started = time.monotonic()
         self._trial.start(self._point)
-        self._state_at = self._load(self._keys[:epochs])
+        first = self._state_at = self._load(self._keys[:epochs])
         self._kept_at = time.monotonic()
-        self._cost_s = self._kept_at - started  # until a state was kept, this stands for it
-        for _ in range(self._state_at, epochs):  # whose metrics are known
-            self._trial.step()
+        if self._cost_s is None:  # until a state was saved, this stands for it
+            self._cost_s = self._kept_at - started
+        for epoch in range(first + 1, epochs + 1):  # whose metrics are known
+            metrics = self._trial.step()
+            if self._is_gang:
+                self._keep(epoch, metrics)
 
     def _load(self, keys: Sequence[str]) -> int:
         try:
-            with _of_storage():
-                return self._stages.load(keys, self._trial.load)
+            return self._stages.load(keys, self._trial.load)
         except WorkerLostError:
             raise
-        except Exception:  # a state that is gone, or torn by whoever was killed
-            traceback.print_exc()
+        except Exception as error:
+            if _may_pass(error):
+                raise
+            traceback.print_exc()  # the state is gone, or torn by whoever was killed
+            self._stages.release(keys[self._stages.epoch_of_state(keys) - 1])
             self._trial.start(self._point)
             return 0
 
-    def _keep(self, metrics: Metrics) -> None:
+    def _keep(self, epoch: int, metrics: Metrics) -> None:
         """Write the stage down; its state where somebody else needs it, or much would be lost."""
-        epoch, now = self._told_epochs, time.monotonic()
+        now, cost_s = time.monotonic(), self._cost_s or 0.0
         key, is_last = self._keys[epoch - 1], epoch == len(self._keys)
         # A gang that memory does not suffice goes on from the last epoch, by its state.
-        is_due = isinstance(self._trial, GangTrial) or (
-            (now - self._kept_at) * _COST_OF_STATES >= self._cost_s
-        )
+        is_due = self._is_gang or (now - self._kept_at) * _COST_OF_STATES >= cost_s
         if key not in self._stages.forks and (is_last or not is_due):
-            with _of_storage():
-                self._stages.write(key, metrics)
+            self._stages.write(key, metrics)
             return
-        with _of_storage():
-            self._stages.write(key, metrics, self._trial.save)
+        self._stages.write(key, metrics, self._trial.save)
         if self._state_at:
             self._drop(self._keys[self._state_at - 1])
         self._state_at, self._kept_at = epoch, time.monotonic()
         self._cost_s = self._kept_at - now
 
-
-@contextlib.contextmanager
-def _of_storage() -> Iterator[None]:
-    """What the storage refuses for the moment is no fault of the trial's: it is tried again."""
-    try:
-        yield
-    except FileNotFoundError:  # no trying again brings it back
-        raise
-    except OSError as error:
-        raise WorkerLostError(f"{type(error).__name__}: {error}") from error
+    def cleanup(self) -> None:
+        """Leave nothing of trials that came to their end."""
+        super().cleanup()
+        with redirected(self._log):
+            self._drop(self._needless)
+            if self._state_at and self._told_epochs == len(self._keys):
+                self._drop(self._keys[self._state_at - 1])
+                if isinstance(self._trial, GangTrial):
+                    self._trial.forget()
 
 
 class PopulationSlot(Slot):

@@ -15,9 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from cluster import folders
 from cluster.interface import Metrics
 from cluster.space import Point
@@ -123,19 +120,10 @@ class Stages:
         return f"{self.directory}/{_FOLDER}/{key}"
 
     def _record(self, key: str) -> Any:
-        files, place = fsspec.url_to_fs(f"{self._place(key)}/{_RECORD}", use_listings_cache=False)
         try:
-            return json.loads(files.cat_file(place))
+            return json.loads(folders.read_file(f"{self._place(key)}/{_RECORD}"))
         except FileNotFoundError:
             return None
 
     def _put(self, key: str, record: Mapping[str, Any]) -> None:
-        files, place = fsspec.url_to_fs(f"{self._place(key)}/{_RECORD}")
-        content = json.dumps(record).encode()
-        if not isinstance(files, LocalFileSystem):
-            files.pipe_file(place, content)
-            return
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(f"{place}.{uuid.uuid4().hex}")
-        partial.write_bytes(content)
-        partial.replace(place)
+        folders.write_file(f"{self._place(key)}/{_RECORD}", json.dumps(record).encode())

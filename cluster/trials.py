@@ -22,7 +22,7 @@ from ray.tune import (
     Tuner,
 )
 
-from cluster import searchers, stages
+from cluster import point_list, searchers, stages
 from cluster.gang_trials import GangTrial, Shared
 from cluster.interface import Metrics, SearchPlan, Trial, TrialResult
 from cluster.results import EPOCH, ERROR, FINISHED, POINT
@@ -110,7 +110,7 @@ def run(
             param_space=searchers.param_space(plan),
             tune_config=TuneConfig(
                 num_samples=1 if kind is PopulationSlot else plan.trials,
-                search_alg=searchers.searcher(plan, kept),
+                search_alg=searchers.searcher(plan),
                 scheduler=searchers.scheduler(plan),
                 reuse_actors=True,
             ),
@@ -128,6 +128,7 @@ def run(
     context = copy_context()
     context.run(_listener.set, histories.recording(on_result))
     context.run(searchers.slots.set, plan.slots)
+    context.run(point_list.kept.set, kept)
     return [*plan.earlier, *_results(context.run(tuner.fit), histories)]
 
 

@@ -19,9 +19,10 @@ from workflows import failpoints, sources, storage
 from workflows.artifacts import Artifacts, Attempt, output_name
 from workflows.cache import cache_folder
 from workflows.exchange import Exchange
-from workflows.journal import Journal
+from workflows.journal import DRIVER, Journal, Tail
 from workflows.leases import Heartbeat
 from workflows.ledger import Position, Record, stem_of
+from workflows.shares import Search, Share
 from workflows.steps import CUSTOM, Identified, Step
 from workflows.storage import Storage, StorageError
 from workflows.streams import Stream
@@ -119,8 +120,8 @@ class RunContext:
     paths: RunPaths
     base: Path
     """Folder of the pipeline file."""
-    searches: Sequence[str]
-    """Steps of the pipeline that search, and share the cluster."""
+    searches: Sequence[Search]
+    """Of the pipeline, which share the cluster."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,13 @@ class StageContext:
         paths = self.run.paths
         journal = Journal(paths.storage, paths.events, self.step.name)
         return Progress(journal, self.step.name)
+
+    @property
+    def share(self) -> Share:
+        """How many trials' workers the step may have at work."""
+        run = self.run
+        tail = Tail(run.paths.storage, run.paths.events, writer=DRIVER)
+        return Share(run.cluster, run.execution.trials, run.searches, self.step.name, tail)
 
     @property
     def should_stop(self) -> StopNotice:

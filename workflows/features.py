@@ -4,12 +4,12 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.interface import TaskFailedError
 from trainers import features
 from trainers.features import FeatureWork, Pooling
 from trainers.task_inputs import TaskInputs, task_inputs
 from workflows.execution import StageContext
 from workflows.pipeline import FeaturesSpec
-from workflows.shares import Share
 from workflows.trainings import execution_of
 
 _MOST_OF_DISK = 0.5
@@ -31,18 +31,28 @@ def run(context: StageContext) -> Mapping[str, Any]:
     pooling, reason = _pooling(context, inputs)
     works: list[FeatureWork] = []
     if pooling is not None:
-        base, data = context.input("base"), context.input("data")
-        at_once = Share.of(context.run)()
-        works = features.works(inputs, pooling, base, data, context.output, workers=at_once)
-    exchange = context.exchange()
-    context.run.cluster.map(exchange.mapped(features.compute), works, trial, context.log)
-    exchange.collect(context.output)
+        try:
+            works = _computed(context, inputs, pooling)
+        except TaskFailedError as error:
+            pooling, reason = None, str(error)
+            for path in context.output.iterdir():
+                path.unlink()
     features.write_index(context.output, pooling, works)
     if pooling is None:
         again = f"--force {context.step.name} tries again"
         context.progress.note(f"heads are trained above the whole base: {reason}; {again}")
         return {"pooling": "none", "because": reason}
     return {"pooling": pooling, "bytes": sum(features.bytes_of(inputs, pooling).values())}
+
+
+def _computed(context: StageContext, inputs: TaskInputs, pooling: Pooling) -> list[FeatureWork]:
+    """Files in the output folder, each worker's by what it was to do."""
+    base, data, trial = context.input("base"), context.input("data"), context.run.execution.trials
+    works = features.works(inputs, pooling, base, data, context.output, workers=context.share())
+    exchange = context.exchange()
+    context.run.cluster.map(exchange.mapped(features.compute), works, trial, context.log)
+    exchange.collect(context.output)
+    return works
 
 
 def _pooling(context: StageContext, inputs: TaskInputs) -> tuple[Pooling | None, str]:

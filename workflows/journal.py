@@ -91,11 +91,8 @@ class Tail:
 
     def new(self) -> list[Event]:
         """Events since the last call, oldest first."""
-        names = [
-            name
-            for name in self._storage.names(self._directory)
-            if name.startswith(self._begin) and name.endswith(_SUFFIX)
-        ]
+        found = self._storage.names(self._directory, self._begin)
+        names = [name for name in found if name.endswith(_SUFFIX)]
         events = (
             [event for name in names for event in self._appended(name)]
             if self._storage.is_local

@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster import capacity
 from cluster.interface import Cluster
 from trainers.task_config import TaskConfig
-from workflows import outside, planning, probe, runner
+from workflows import outside, planning, probe, runner, shares
 from workflows.artifacts import Artifacts
 from workflows.config import ConfigError, PipelineConfig, as_yaml
 from workflows.execution import RunContext, RunPaths
@@ -99,7 +99,7 @@ class Session:
 
     def context(self, cluster: Cluster) -> RunContext:
         """What the steps of this run share."""
-        searches = [step.name for step in self.steps if step.kind == "tune"]
+        searches = list(shares.searches(self.steps))
         return RunContext(cluster, self.config.cluster, self.paths, self.base, searches)
 
     @property

@@ -166,16 +166,24 @@ class Storage:
                 self.path(name).is_file() if self.is_local else self._files.isfile(self.url(name))
             )
 
-    def names(self, folder: str) -> list[str]:
-        """Names of the files and folders directly in a folder, sorted; none where it is missing."""
+    def names(self, folder: str, begin: str = "") -> list[str]:
+        """Names of the files and folders directly in a folder, sorted; none where it is missing.
+
+        Args:
+            folder: in the storage.
+            begin: of the names; with it, of a folder that has no folders.
+        """
         with self._told(folder, "read"):
             if self.is_local:
                 try:
-                    return sorted(entry.name for entry in os.scandir(self.path(folder)))
+                    found = [entry.name for entry in os.scandir(self.path(folder))]
+                    return sorted(name for name in found if name.startswith(begin))
                 except FileNotFoundError:
                     return []
             try:
-                found = self._files.ls(self.url(folder), detail=False)
+                # An object store can list by a name's beginning, and then lists nothing else.
+                url = self.url(folder)
+                found = self._files.find(url, prefix=begin) if begin else self._files.ls(url, False)
             except FileNotFoundError:
                 return []
             return sorted(path.rstrip("/").rpartition("/")[2] for path in found)

@@ -15,7 +15,6 @@ from workflows.artifacts import Artifacts, DamagedArtifactError
 from workflows.execution import StageContext
 from workflows.ledger import Record
 from workflows.pipeline import WARM_START, TuneSpec
-from workflows.shares import Share
 from workflows.steps import Step, plain
 
 _RAY = "ray"
@@ -52,7 +51,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
             metric=spec.task.metric,
             lower_is_better=spec.task.lower_is_better,
             max_epochs=spec.max_epochs,
-            slots=Share.of(context.run),
+            slots=context.share,
             course=Courses(len(inputs.train)),
             may_change=MAY_CHANGE,
             earlier=earlier,

@@ -38,7 +38,7 @@ from trainers.task_config import MAY_CHANGE
 from trainers.task_inputs import TaskInputs
 from workflows.journal import DRIVER, Journal, Tail
 from workflows.planning import State
-from workflows.shares import Share
+from workflows.shares import Search, Share
 from workflows.storage import Storage
 
 EVENTS = "events"
@@ -90,7 +90,8 @@ def search(arguments: Arguments, ledger: Ledger, task: str) -> list[Trial]:
     cluster = RayCluster(RetryConfig())
     inputs = inputs_of(arguments, task, cluster)
     storage = Storage.at(arguments.folder)
-    share = Share(cluster, TrialConfig(), TASKS, Tail(storage, EVENTS, writer=DRIVER))
+    searches = [Search((name,), frozenset()) for name in TASKS]
+    share = Share(cluster, TrialConfig(), searches, task, Tail(storage, EVENTS, writer=DRIVER))
     plan = plan_of(arguments.regime, task, inputs, share)
     directory = arguments.folder / task
     directory.mkdir()

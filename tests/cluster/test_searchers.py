@@ -12,7 +12,6 @@ from cluster.config import SearchConfig, TrialConfig
 from cluster.interface import SearchPlan, TrialResult
 from cluster.results import EPOCH, SCORE
 from cluster.space import Branches, Range
-from cluster.stages import Stages
 
 SPACE: dict[str, Any] = {
     "rate": Range(loguniform=(1e-4, 1e-1)),
@@ -20,7 +19,6 @@ SPACE: dict[str, Any] = {
     "share": Range(quniform=(0.0, 1.0, 0.25)),
     "epochs": 4,
 }
-NOTHING = Stages("", frozenset())
 POINT = {"rate": 0.01, "method": "lora", "rank": 3, "share": 0.75, "epochs": 4}
 
 
@@ -44,7 +42,7 @@ def result(name: str, point: dict[str, Any], *scores: float, status: Any = "fini
 
 
 def suggested(of: SearchPlan, number: int) -> list[dict[str, Any]]:
-    found: Any = searchers.searcher(of, NOTHING).searcher  # without the limit of trials at once
+    found: Any = searchers.searcher(of).searcher  # without the limit of trials at once
     return [found.suggest(str(n))["point"] for n in range(number)]
 
 
@@ -93,7 +91,7 @@ def test_tpe_draws_near_what_was_good_before() -> None:
 
 def test_tpe_takes_failures_for_the_worst() -> None:
     failed = result("a", POINT, status="failed")
-    study = searchers.searcher(plan(2, [failed], searcher="tpe"), NOTHING).searcher._ot_study
+    study = searchers.searcher(plan(2, [failed], searcher="tpe")).searcher._ot_study
     (trial,) = study.trials
     assert trial.value == searchers.WORST_SCORE
     assert trial.params == {"rate": 0.01, "method": "lora", "method.lora.rank": 3, "share": 3}

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 from ray.tune.search import Searcher
 from toys import CountingTrial, CountingTrialWhoseStoreHangsUp, apart, together
 
-from cluster import stages
+from cluster import folders, point_list, stages
 from cluster.config import SearchConfig, TrialConfig
 from cluster.interface import SearchPlan, TrialResult
 from cluster.point_list import PointList
@@ -24,8 +26,10 @@ def parting(point: Mapping[str, Any]) -> list[Any]:
     return [*begin, dict(point)]
 
 
-NOTHING = Stages("", frozenset())
-"""That is kept for others."""
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> None:
+    point_list.kept.set(Stages("", frozenset()))
+
 
 SHORT, LONG, OTHER = ({"x": x, "epochs": epochs} for x, epochs in ((1, 2), (1, 4), (2, 2)))
 
@@ -68,7 +72,8 @@ def test_a_stage_has_its_metrics_and_its_state_as_long_as_it_is_needed(tmp_path:
 def test_states_for_others_go_with_the_last_of_those(tmp_path: Path) -> None:
     kept = Stages(str(tmp_path), stages.forks(parting, [SHORT, LONG, OTHER]))
     (fork,) = kept.forks
-    points = PointList([SHORT, LONG, OTHER], parting, kept)
+    point_list.kept.set(kept)
+    points = PointList([SHORT, LONG, OTHER], parting)
     kept.write(fork, {"score": 1.0}, lambda folder: (folder / "state").touch())
     for trial, point, left in (("a", SHORT, 1), ("b", LONG, 0), ("c", OTHER, 0)):
         assert points.suggest(trial) == {"point": point}
@@ -77,8 +82,36 @@ def test_states_for_others_go_with_the_last_of_those(tmp_path: Path) -> None:
     assert kept.histories([fork]) == [{"score": 1.0}]
 
 
+class HungUpError(Exception):
+    """Of a store's client: no `OSError`."""
+
+
+class UnreachableStore(AbstractFileSystem):  # type: ignore[misc]
+    protocol = "unreachable"
+
+    def _open(self, *_: Any, **__: Any) -> Any:
+        raise HungUpError("connection refused")
+
+    info = ls = exists = pipe_file = cat_file = _open
+
+
+def test_a_store_that_cannot_be_reached_is_an_error_of_the_system() -> None:
+    fsspec.register_implementation("unreachable", UnreachableStore, clobber=True)
+    kept = Stages("unreachable://bucket/search", frozenset())
+    for act in (
+        lambda: kept.histories(["a"]),
+        lambda: kept.write("a", {}),
+        lambda: folders.exists(kept.directory),
+        lambda: folders.remove(kept.directory),
+        lambda: folders.read(kept.directory, lambda _: None),
+        lambda: folders.write(kept.directory, lambda folder: (folder / "a").touch()),
+    ):
+        with pytest.raises(OSError, match="HungUpError: connection refused"):
+            act()
+
+
 def test_points_wait_for_what_others_train_for_them() -> None:
-    points = PointList([SHORT, LONG, OTHER], together, NOTHING)
+    points = PointList([SHORT, LONG, OTHER], together)
     assert points.suggest("a") == {"point": LONG}  # SHORT is then a part of it
     assert points.suggest("b") == {"point": OTHER}
     points.on_trial_complete("b")
@@ -92,7 +125,7 @@ def test_points_wait_for_what_others_train_for_them() -> None:
 
 def test_a_longer_point_that_must_wait_does_not_take_the_turn_of_a_shorter() -> None:
     short, longer, longest = ({"x": 1, "epochs": epochs} for epochs in (2, 4, 8))
-    points = PointList([short, longer, longest], together, NOTHING)
+    points = PointList([short, longer, longest], together)
     assert points.suggest("a") == {"point": longest}
     points.on_trial_result("a", {EPOCH: 3})
     assert points.suggest("b") == {"point": short}
@@ -103,16 +136,16 @@ def test_a_longer_point_that_must_wait_does_not_take_the_turn_of_a_shorter() -> 
 
 
 def test_points_that_share_nothing_keep_their_order() -> None:
-    points = PointList([SHORT, LONG, OTHER], apart, NOTHING)
+    points = PointList([SHORT, LONG, OTHER], apart)
     given = [points.suggest(name)["point"] for name in "abc"]
     assert given == [SHORT, LONG, OTHER]
 
 
 def test_a_list_of_points_goes_on_where_it_was(tmp_path: Path) -> None:
-    points = PointList([SHORT, LONG, OTHER], together, NOTHING)
+    points = PointList([SHORT, LONG, OTHER], together)
     points.suggest("a")
     points.save(str(tmp_path / "state"))
-    again = PointList([SHORT, LONG, OTHER], together, NOTHING)
+    again = PointList([SHORT, LONG, OTHER], together)
     again.restore(str(tmp_path / "state"))
     assert again.suggest("b") == {"point": OTHER}
 

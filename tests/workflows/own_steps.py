@@ -109,4 +109,4 @@ def diamond() -> list[Step]:
 def context(where: Storage, cluster: Cluster, run_id: str = "run", **settings: Any) -> RunContext:
     """What the steps of a run share."""
     execution = ClusterConfig.model_validate({"retry": {"delay_s": 0.0}} | settings)
-    return RunContext(cluster, execution, RunPaths(where, run_id), BASE, searches=["task.tune"])
+    return RunContext(cluster, execution, RunPaths(where, run_id), BASE, searches=())
