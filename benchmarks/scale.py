@@ -2,13 +2,12 @@
 
     python benchmarks/scale.py --trials 2000 --peer-trials 100 --repeats 3
 
-ASHA over trials of up to nine epochs, two at once. Subjects are in `benchmarks/scale/subject.py`:
-Pretune with all trials; a class trainable with reused actors, and a function trainable, with fewer:
-their time per trial grows with the number of trials or stays, so fewer flatter them. Pretune runs
-with as few, too. Then Pretune's search is killed (SIGKILL of its driver, and its Ray with it) when
-nine tenths of its results are there, and gone on with: the time to its first result, and how many
-epochs were trained twice. Runs are interleaved. Prints the tables and writes
-`benchmarks/results/scale-DATE.md`.
+ASHA over trials of up to nine epochs, two at once. Subjects are in `benchmarks/scale/subject.py`.
+Pretune runs with all trials, and all subjects with fewer, since the peers take long. What a subject
+takes is compared with what Pretune takes for as many: the start of a search counts more in few.
+Then Pretune's search is killed (SIGKILL of its driver, and its Ray with it) when nine tenths of its
+results are there, and gone on with: the time to its first result, and how many epochs were trained
+twice. Runs are interleaved. Prints the tables and writes `benchmarks/results/scale-DATE.md`.
 """
 
 import argparse
@@ -29,8 +28,9 @@ from machine import describe_machine
 
 HERE = Path(__file__).resolve().parent
 SUBJECTS = {
-    "pretune": "`RayCluster.run_trials`, each epoch kept",
+    "pretune": "`RayCluster.run_trials`, metrics of each epoch kept",
     "class": "class trainable, `reuse_actors`, a checkpoint an epoch, loggers off",
+    "bare": "class trainable, `reuse_actors`, nothing kept, loggers off",
     "function": "function trainable, Tune's defaults, nothing kept",
 }
 RUN_TIMEOUT_S = 3000.0
@@ -113,22 +113,23 @@ def page(
         "",
         "Milliseconds a trial, from the start of the search to its end, medians of interleaved",
         "runs; Ray runs already. Memory is the driver's, after the first result and at the end.",
+        "`times` is against Pretune with as many trials.",
         "",
-        "| subject | what | trials | ms a trial | times Pretune's | memory in MB | all, in s |",
+        "| subject | what | trials | ms a trial | times | memory in MB | all, in s |",
         "|---|---|---:|---:|---:|---|---|",
     ]
     costs = {
         key: statistics.median(run["seconds"] for run in found) / key[1] * 1000
         for key, found in runs.items()
     }
-    own = costs["pretune", arguments.trials]
     for (kind, trials), found in runs.items():
         memory = statistics.median(run["memory_mb"][0] for run in found)
         last = statistics.median(run["memory_mb"][-1] for run in found)
         each = " ".join(f"{run['seconds']:.1f}" for run in found)
         lines.append(
             f"| {kind} | {SUBJECTS[kind]} | {trials:,} | {costs[kind, trials]:.1f} "
-            f"| {costs[kind, trials] / own:.1f} | {memory:.0f} to {last:.0f} | {each} |"
+            f"| {costs[kind, trials] / costs['pretune', trials]:.1f} "
+            f"| {memory:.0f} to {last:.0f} | {each} |"
         )
     lines += [
         "",

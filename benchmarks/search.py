@@ -12,8 +12,9 @@ Regimes, each also alone by `--only`:
 - `prefixes`: all weights, `schedule: constant`, two learning rates for one to five epochs each.
 
 It fails unless every trial of the expert has Pretune's score and loss, and the Trainer's best and
-mean scores are Pretune's within 0.05. Runs are interleaved and begin with another subject each
-repeat. What each subject does, and why, is in the docstring of its script in `benchmarks/search/`;
+mean scores are Pretune's within 0.05 and its mean training loss within a tenth. Runs are
+interleaved and begin with another subject each repeat. What each subject does, and why, is in the
+docstring of its script in `benchmarks/search/`;
 what is searched is in `benchmarks/search/regimes.py`.
 
 `--packages` is where `pip install --no-deps --target FOLDER -r benchmarks/search/peers.txt` put

@@ -1,9 +1,10 @@
 """One search of trials that do nothing: Pretune's, or one of Ray Tune's own forms.
 
-    python benchmarks/scale/subject.py pretune|class|function TRIALS FOLDER [--die-after RESULTS]
+    python benchmarks/scale/subject.py SUBJECT TRIALS FOLDER [--die-after RESULTS]
 
 - `pretune`: `RayCluster.run_trials`, as the step `tune` calls it;
 - `class`: a class trainable with `reuse_actors`, checkpoints after each epoch, Tune's loggers off;
+- `bare`: the same without checkpoints;
 - `function`: the function trainable of Ray Tune's documentation with Tune's defaults, which saves
   nothing.
 
@@ -131,7 +132,7 @@ def search_with_tune(kind: str, number: int, folder: Path, heard: Callable[[], N
     """Epochs of each trial."""
     generator = random.Random(0)
     points = [generator.random() for _ in range(number)]
-    is_class = kind == "class"
+    is_class = kind != "function"
     if is_class:
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     checkpoints = tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1)
@@ -148,7 +149,7 @@ def search_with_tune(kind: str, number: int, folder: Path, heard: Callable[[], N
         run_config=tune.RunConfig(
             storage_path=str(folder),
             verbose=0,
-            checkpoint_config=checkpoints if is_class else tune.CheckpointConfig(),
+            checkpoint_config=checkpoints if kind == "class" else tune.CheckpointConfig(),
             callbacks=[Heard(heard)],
         ),
     )
@@ -193,7 +194,7 @@ def resident_mb() -> float:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("pretune", "class", "function"))
+    parser.add_argument("kind", choices=("pretune", "class", "bare", "function"))
     parser.add_argument("trials", type=int)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--die-after", type=int)

@@ -14,6 +14,8 @@ TOLERANCE = 1e-3
 """Between Pretune and the expert, of a trial's score, and of its loss as a share of it."""
 TRAINER_TOLERANCE = 0.05
 """Between Pretune and the Trainer, whose order of rows is another: of best and mean scores."""
+TRAINER_LOSS_TOLERANCE = 0.1
+"""Of the mean training loss of a task's trials, as a share of it."""
 QUICK_TRAINER_TOLERANCE = 0.3
 """Of a few trials on a few rows: whether the Trainer trains the task at all."""
 
@@ -51,6 +53,11 @@ def best_mean(run: Run, task: str) -> tuple[float, float]:
     return max(scores), statistics.mean(scores)
 
 
+def mean_loss(run: Run, task: str) -> float:
+    """Of the last epochs of a task's trials, in training."""
+    return statistics.mean(trial["loss"] for trial in run["trials"] if trial["task"] == task)
+
+
 def tasks_of(run: Run) -> list[str]:
     """The tasks, in their order."""
     return list(dict.fromkeys(trial["task"] for trial in run["trials"]))
@@ -71,11 +78,15 @@ def _require_alike(regime: str, ours: Run, theirs: Run, tolerance: float) -> Non
         raise DisagreementError(f"{regime}: {OURS} and the {TRAINER} tried other points")
     for task in tasks_of(ours):
         pairs = zip(("best", "mean"), best_mean(ours, task), best_mean(theirs, task), strict=True)
-        for name, one, other in pairs:
-            if not abs(one - other) <= tolerance:
+        compared = [(f"{name} score", one, other, tolerance) for name, one, other in pairs]
+        losses = mean_loss(ours, task), mean_loss(theirs, task)
+        share = max(tolerance, TRAINER_LOSS_TOLERANCE)
+        compared.append(("mean loss", *losses, share * losses[0]))
+        for name, one, other, apart in compared:
+            if not abs(one - other) <= apart:
                 raise DisagreementError(
-                    f"{regime}, {task}: the {name} score of {OURS} is {one:.4f}, that of the "
-                    f"{TRAINER} {other:.4f}; more than {tolerance} apart"
+                    f"{regime}, {task}: the {name} of {OURS} is {one:.4f}, that of the "
+                    f"{TRAINER} {other:.4f}; more than {apart:.4f} apart"
                 )
 
 

@@ -11,13 +11,15 @@ What was chosen, and why:
   and learning rates are those of Pretune, by the same functions, and so are the scores.
 - With `head` the frozen part is in eval mode and under `torch.no_grad()`. Its features are computed
   again in each epoch and trial: nothing at hand in Ray Tune or transformers keeps them.
-- A checkpoint after each epoch but a trial's last, of which the newest is kept, as Tune needs to
-  begin a lost trial where it was: what is trained, and the optimizer's state; not the base.
+- A checkpoint, of which the newest is kept, as Tune needs to begin a lost trial where it was: what
+  is trained, and the optimizer's state; not the base. By Pretune's rule: not after a trial's last
+  epoch, and no sooner than ten times as long after the last one as that took.
 - Tune's own loggers (CSV, JSON, TensorBoard) are off.
 """
 
 import math
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +45,8 @@ from trainers.task_types.base import collate
 
 _STATE = "state.pt"
 _STEP_SEEDS = 1_000_003
+_TIMES_ITS_COST = 10
+"""Seconds between checkpoints, of what the last one took."""
 
 
 class Training(tune.Trainable):  # type: ignore[misc]
@@ -54,6 +58,7 @@ class Training(tune.Trainable):  # type: ignore[misc]
         """What a process does once."""
         torch.set_num_threads(1)
         self._inputs_of, self._regime, self._ledger = inputs, regime, ledger
+        self._cost_s = 0.0
         self._begin(config["trial"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -62,6 +67,7 @@ class Training(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _begin(self, config: Mapping[str, Any]) -> None:
+        started = time.monotonic()
         self._inputs, point = self._inputs_of[config["task"]], config["point"]
         self._settings = settings = self._regime.settings(point)
         self._model = build_model(self._inputs, self._regime, point)
@@ -77,6 +83,8 @@ class Training(tune.Trainable):  # type: ignore[misc]
             schedule, peak=settings.learning_rate, total_steps=total_steps
         )
         self._epoch = 0
+        self._saved_at = time.monotonic()
+        self._cost_s = self._cost_s or self._saved_at - started
 
     def step(self) -> dict[str, Any]:
         """Train an epoch and validate."""
@@ -96,8 +104,11 @@ class Training(tune.Trainable):  # type: ignore[misc]
             "score": scores[inputs.kind.task.metric],
             "loss": float(torch.stack(losses).mean()),
             "done": is_last,
-            SHOULD_CHECKPOINT: not is_last,
+            SHOULD_CHECKPOINT: not is_last and self._is_due(),
         }
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= _TIMES_ITS_COST * self._cost_s
 
     def _train(self, step: int, rows: list[int]) -> Tensor:
         inputs = self._inputs
@@ -116,6 +127,7 @@ class Training(tune.Trainable):  # type: ignore[misc]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """What is trained, and the optimizer's state."""
+        started = time.monotonic()
         trained = {
             name: parameter.detach()
             for name, parameter in self._model.named_parameters()
@@ -124,6 +136,8 @@ class Training(tune.Trainable):  # type: ignore[misc]
         state = {"epoch": self._epoch, "model": trained, "optimizer": self._optimizer.state_dict()}
         torch.save(state, Path(checkpoint_dir) / _STATE)
         self._ledger.add(checkpoint_dir)
+        self._saved_at = time.monotonic()
+        self._cost_s = self._saved_at - started
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on after a process was lost."""

@@ -90,8 +90,8 @@ class Trial:
     point: Mapping[str, Any]
     score: float
     """The task's metric on the validation rows after the last epoch."""
-    loss: float | None = None
-    """Mean over the training steps of the last epoch, where the subject tells it."""
+    loss: float
+    """Mean over the training steps of the last epoch."""
 
 
 @dataclass

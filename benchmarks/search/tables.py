@@ -2,7 +2,7 @@
 
 import statistics
 
-from agreement import EXPERT, OURS, Run, Runs, best_mean, largest_differences, tasks_of
+from agreement import EXPERT, OURS, Run, Runs, best_mean, largest_differences, mean_loss, tasks_of
 from regimes import Regime
 
 Rows = dict[str, dict[str, dict[str, int]]]
@@ -63,12 +63,15 @@ def build_times(runs: dict[str, list[Run]]) -> list[str]:
 
 
 def build_scores(runs: dict[str, list[Run]]) -> list[str]:
-    """Best and mean score of each task; all runs of a subject have the same."""
+    """Best and mean score and mean loss of each task; all runs of a subject have the same."""
     tasks = tasks_of(runs[OURS][-1])
-    titles = [f"{task}, {name}" for task in tasks for name in ("best", "mean")]
+    titles = [f"{task}, {name}" for task in tasks for name in ("best", "mean", "loss")]
     lines = [f"| subject | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
     for subject, found in runs.items():
-        values = [value for task in tasks for value in best_mean(found[-1], task)]
+        last = found[-1]
+        values = [
+            value for task in tasks for value in (*best_mean(last, task), mean_loss(last, task))
+        ]
         lines.append(f"| {subject} | {' | '.join(format(v, '.4f') for v in values)} |")
     return lines
 

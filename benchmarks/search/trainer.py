@@ -31,7 +31,7 @@ import ray.tune
 import torch
 from regimes import BETAS, CLIPPING, CPUS, DEFAULTS, TASKS, Regime
 from subject import Measurement, Trial, local_ray, parse_arguments, size_bytes
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     DataCollatorForTokenClassification,
@@ -46,11 +46,24 @@ from trainers import methods, optim, task_model
 from trainers.task_inputs import TaskInputs
 from trainers.task_types.base import Encoded, OnePass
 
+EPOCH_LOSS = "epoch_loss"
 _EVALUATION_BATCH = 16
 
 
-class DecayingTrainer(Trainer):  # type: ignore[misc]
-    """Decays what the other subjects decay."""
+class TellingTrainer(Trainer):  # type: ignore[misc]
+    """Decays what the other subjects decay, and tells an epoch's training loss as they do."""
+
+    def training_step(self, *arguments: Any, **more: Any) -> Tensor:
+        """As the Trainer's; remembers the loss."""
+        loss: Tensor = super().training_step(*arguments, **more)
+        self.__dict__.setdefault("epoch_losses", []).append(loss.detach())
+        return loss
+
+    def evaluate(self, *arguments: Any, **more: Any) -> dict[str, float]:
+        """As the Trainer's; with the mean loss of the epoch before."""
+        found: dict[str, float] = super().evaluate(*arguments, **more)
+        found[EPOCH_LOSS] = float(torch.stack(self.__dict__.pop("epoch_losses")).mean())
+        return found
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices that are no embeddings."""
@@ -142,7 +155,7 @@ def search(shared: Path, folder: Path, regime: Regime, task: str) -> list[Trial]
     inputs = read_inputs(shared, regime, task)
     is_of_words = inputs.train.has_label_of_each_token
     collator = DataCollatorForTokenClassification if is_of_words else DataCollatorWithPadding
-    trainer = DecayingTrainer(
+    trainer = TellingTrainer(
         model_init=model_maker(shared / BASE, inputs, regime),
         args=training_arguments(regime, inputs, folder / "output"),
         train_dataset=rows_of(inputs.train),
@@ -178,7 +191,7 @@ def trial_of(task: str, trial: Any) -> Trial:
     if trial.status != "TERMINATED":
         raise RuntimeError(f"{task}, {config}: {trial.status}; {trial.error_file}")
     point = {"learning_rate": config["learning_rate"], "epochs": config["num_train_epochs"]}
-    return Trial(task, point, last["objective"])
+    return Trial(task, point, last["objective"], last[EPOCH_LOSS])
 
 
 def main() -> None:
