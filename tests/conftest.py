@@ -67,6 +67,29 @@ def write_pairs(path: Path, rows: int = 320) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+def save_base(folder: Path) -> None:
+    """A Hugging Face folder of a small decoder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from trainers import tokenizer
+    from trainers.config import TokenizerConfig
+
+    config = TokenizerConfig(train="bpe", vocab_size=300)
+    tokenizer.build(config, folder, [" ".join(WORDS[:2000])], 64).save_pretrained(folder)
+    network = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(network).save_pretrained(folder)
+
+
 def tiny_pipeline(folder: Path) -> dict[str, Any]:
     """A whole pipeline as it stands in YAML, with its data written to `folder`."""
     write_corpus(folder / "corpus.txt")

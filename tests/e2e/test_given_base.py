@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WORDS, write_classification, write_pipeline
+from conftest import WORDS, save_base, write_classification, write_pipeline
 from processes import pretune
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainers import tokenizer
-from trainers.config import TokenizerConfig
 from workflows.storage import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -30,24 +27,6 @@ def write_rows(path: Path, number: int = 200) -> None:
             place = generator.choice(PLACES)
             words = " ".join(generator.choices(WORDS, k=2))
             writer.writerow([f"{words} in {place} {row}", "where", place])
-
-
-def save_base(folder: Path) -> None:
-    """A Hugging Face folder of a small decoder."""
-    config = TokenizerConfig(train="bpe", vocab_size=300)
-    tokenizer.build(config, folder, [" ".join(WORDS[:2000])], 64).save_pretrained(folder)
-    network = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    LlamaForCausalLM(network).save_pretrained(folder)
 
 
 def test_answers_are_found_and_written_from_a_folder(tmp_path: Path) -> None:
