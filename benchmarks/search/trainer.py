@@ -17,8 +17,7 @@ What was chosen, and why:
   Evaluation after each epoch in batches of 16, as in the documented examples.
 - Nothing that costs time and is not needed: no checkpoints, no reports, no progress bar, no log.
 - Texts come in the Trainer's own random order, and each batch is padded to its longest text by the
-  collator that is documented for the task. So scores are not the others' to the bit; its warm-up
-  begins at 0, too, where the others' begins one step further.
+  collator that is documented for the task. So scores are not the others' to the bit.
 - `dataloader_pin_memory` is off: on a CPU it only warns.
 """
 
@@ -32,6 +31,7 @@ import torch
 from regimes import BETAS, CLIPPING, CPUS, DEFAULTS, TASKS, Regime
 from subject import Measurement, Trial, local_ray, parse_arguments, size_bytes
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AutoConfig,
     DataCollatorForTokenClassification,
@@ -42,7 +42,7 @@ from transformers import (
 )
 from work import BASE, read_inputs
 
-from trainers import methods, optim, task_model
+from trainers import methods, optim, schedules, task_model
 from trainers.task_inputs import TaskInputs
 from trainers.task_types.base import Encoded, OnePass
 
@@ -51,7 +51,18 @@ _EVALUATION_BATCH = 16
 
 
 class TellingTrainer(Trainer):  # type: ignore[misc]
-    """Decays what the other subjects decay, and tells an epoch's training loss as they do."""
+    """Has the other subjects' learning rates, decays what they decay, tells losses as they do."""
+
+    regime: Regime
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """In place of the Trainer's own, whose warm-up begins at 0 and so loses a step."""
+        epochs = int(self.args.num_train_epochs)
+        steps = math.ceil(len(self.train_dataset) / DEFAULTS.batch_size)
+        schedule, total_steps = self.regime.rate_schedule({"epochs": epochs}, steps)
+        share = schedules.learning_rate(schedule, peak=1.0, total_steps=total_steps)
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)
+        return self.lr_scheduler
 
     def training_step(self, *arguments: Any, **more: Any) -> Tensor:
         """As the Trainer's; remembers the loss."""
@@ -124,17 +135,13 @@ def scorer(inputs: TaskInputs) -> Callable[[EvalPrediction], dict[str, float]]:
     return score
 
 
-def training_arguments(regime: Regime, inputs: TaskInputs, folder: Path) -> TrainingArguments:
+def training_arguments(folder: Path) -> TrainingArguments:
     """See the module's docstring."""
-    is_linear = regime.schedule == "linear"
-    steps_per_epoch = math.ceil(len(inputs.train) / DEFAULTS.batch_size)
     return TrainingArguments(
         output_dir=str(folder),
         use_cpu=True,
         per_device_train_batch_size=DEFAULTS.batch_size,
         per_device_eval_batch_size=_EVALUATION_BATCH,
-        lr_scheduler_type="linear" if is_linear else "constant_with_warmup",
-        warmup_steps=DEFAULTS.warmup if is_linear else round(DEFAULTS.warmup * steps_per_epoch),
         weight_decay=DEFAULTS.weight_decay,
         adam_beta1=BETAS[0],
         adam_beta2=BETAS[1],
@@ -157,12 +164,13 @@ def search(shared: Path, folder: Path, regime: Regime, task: str) -> list[Trial]
     collator = DataCollatorForTokenClassification if is_of_words else DataCollatorWithPadding
     trainer = TellingTrainer(
         model_init=model_maker(shared / BASE, inputs, regime),
-        args=training_arguments(regime, inputs, folder / "output"),
+        args=training_arguments(folder / "output"),
         train_dataset=rows_of(inputs.train),
         eval_dataset=rows_of(inputs.validation),
         data_collator=collator(inputs.tokenizer),
         compute_metrics=scorer(inputs),
     )
+    trainer.regime = regime
     best = trainer.hyperparameter_search(
         hp_space=lambda _: {
             "learning_rate": ray.tune.grid_search(list(regime.learning_rates)),
