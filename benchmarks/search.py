@@ -14,8 +14,7 @@ Regimes, each also alone by `--only`:
 It fails unless every trial of the expert has Pretune's score and loss, and the Trainer's best and
 mean scores are Pretune's within 0.05 and its mean training loss within a tenth. Runs are
 interleaved and begin with another subject each repeat. What each subject does, and why, is in the
-docstring of its script in `benchmarks/search/`;
-what is searched is in `benchmarks/search/regimes.py`.
+docstring of its script in `benchmarks/search/`; what is searched is in `regimes.py` there.
 
 `--packages` is where `pip install --no-deps --target FOLDER -r benchmarks/search/peers.txt` put
 what the Trainer needs; without it the environment must have it. `--quick` is a smoke test and
