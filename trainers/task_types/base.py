@@ -21,6 +21,9 @@ Answer = TypeVar("Answer")
 Network = Mapping[str, Any]
 """A model's configuration."""
 
+TOKENS_AT_ONCE = 1 << 14
+"""Most tokens, padding included, that a model is asked about together; one row may have more."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -89,7 +92,7 @@ class TaskType(ABC):
     keeps_head: ClassVar[bool] = False
     """Whether the head is the base's own, not a new one."""
     rows_at_once: ClassVar[int] = 64
-    """Rows that a model is asked for together."""
+    """Most rows that a model is asked for together; of long ones fewer, see `TOKENS_AT_ONCE`."""
 
     def __init__(self, task: TaskConfig, labels: Sequence[str]) -> None:
         self.task, self.labels = task, list(labels)
@@ -244,7 +247,8 @@ def by_length(
 
     Args:
         rows: of a task.
-        at_once: rows that are asked for together; fewer when memory runs out, unless others wait.
+        at_once: most rows that are asked for together; fewer when memory runs out, unless others
+            wait, and no more than `TOKENS_AT_ONCE` allows.
         answer: is given numbers of rows.
     """
     if torch.distributed.is_initialized():
@@ -252,14 +256,14 @@ def by_length(
     left = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
     found: dict[int, Answer] = {}
     while left:
-        chosen = left[:at_once]
+        chosen = _first_batch(rows, left, at_once)
         try:
             with memory.exhaustion_told_apart():
                 answers = answer(chosen)
         except OutOfMemoryError:
-            if at_once == 1:
+            if len(chosen) == 1:
                 raise
-            at_once = (at_once + 1) // 2
+            at_once = (len(chosen) + 1) // 2
             continue
         found.update(zip(chosen, answers, strict=True))
         left = left[len(chosen) :]
@@ -274,8 +278,11 @@ def _shared_by_length(
     All ranks ask equally often: with ZeRO-3 they gather the weights together.
     """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    order = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
-    chunks = [order[start : start + at_once] for start in range(0, len(order), at_once)]
+    left = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
+    chunks: list[Sequence[int]] = []
+    while left:
+        chunks.append(_first_batch(rows, left, at_once))
+        left = left[len(chunks[-1]) :]
     chunks += chunks[:1] * (-len(chunks) % world_size)
     mine: dict[int, Answer] = {}
     for chunk in chunks[rank::world_size]:
@@ -284,6 +291,14 @@ def _shared_by_length(
     torch.distributed.all_gather_object(of_all, mine)
     found = {row: answer for of_rank in of_all for row, answer in of_rank.items()}
     return [found[row] for row in range(len(rows))]
+
+
+def _first_batch(rows: Encoded, order: Sequence[int], at_once: int) -> Sequence[int]:
+    """The first of these rows, the shortest first, that are asked for together."""
+    for number, row in enumerate(order[:at_once]):
+        if number and (number + 1) * len(rows.ids[row]) > TOKENS_AT_ONCE:
+            return order[:number]
+    return order[:at_once]
 
 
 def labelled(targets: Tensor) -> float:
