@@ -35,12 +35,25 @@ def evaluate(
     kind: TaskType, train: Examples, validation: Examples, test: Examples
 ) -> dict[str, dict[str, float]]:
     """Test scores by baseline, trained on the rows the model is trained on."""
-    found = {
-        name: predictions
+    return scores(kind, test, predictions(kind, train, validation, test))
+
+
+def scores(
+    kind: TaskType, test: Examples, found: Mapping[str, Sequence[Prediction]]
+) -> dict[str, dict[str, float]]:
+    """By baseline, of what each says of the test rows."""
+    return {name: kind.score(test.labels, said) for name, said in found.items()}
+
+
+def predictions(
+    kind: TaskType, train: Examples, validation: Examples, test: Examples
+) -> dict[str, list[Prediction]]:
+    """What each baseline says of the test rows, trained on the rows the model is trained on."""
+    return {
+        name: said
         for name, predict in _methods(kind, train, validation, test).items()
-        if (predictions := _unless_empty(predict)) is not None
+        if (said := _unless_empty(predict)) is not None
     }
-    return {name: kind.score(test.labels, predictions) for name, predictions in found.items()}
 
 
 def _unless_empty(predict: Callable[[], list[Prediction]]) -> list[Prediction] | None:
@@ -130,14 +143,14 @@ def _tf_idf(
     def fitted(strength: float) -> Any:
         return _linear(kind, strength).fit(known, _learnable(kind, train.labels))
 
-    def predictions(linear: Any, features: Any) -> list[Prediction]:
+    def said(linear: Any, features: Any) -> list[Prediction]:
         return kind.predictions(list(_outputs(kind, linear, features)), Encoded([], []))
 
     def merit(linear: Any) -> float:
-        found = predictions(linear, held_out)
+        found = said(linear, held_out)
         return kind.task.merit(kind.required_score(validation.labels, found))
 
-    return predictions(max(map(fitted, _STRENGTHS), key=merit), unseen)
+    return said(max(map(fitted, _STRENGTHS), key=merit), unseen)
 
 
 def _features(vectorizer: TfidfVectorizer, rows: Examples) -> Any:

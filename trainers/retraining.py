@@ -63,11 +63,21 @@ def train_and_export(training: Training, halvings: int = 0) -> dict[str, float]:
     return scores
 
 
-def test(training: Training) -> tuple[dict[str, float], list[Prediction]]:
-    """Metrics of a finished training on the test rows, and what it said of each."""
-    torch.set_num_threads(training.execution.threads)
-    rows = task_data.load(training.data, task_data.TEST)
-    return evaluate(training.output, training.task, rows, use_gpu=training.execution.use_gpu)
+@dataclass(frozen=True)
+class Testing:
+    """A saved model and the test rows, in a form that travels to another process."""
+
+    folder: Path
+    task: TaskConfig
+    data: Path
+    execution: TrialExecution
+
+
+def test(testing: Testing) -> tuple[dict[str, float], list[Prediction]]:
+    """Metrics of a saved model on the test rows, and what it said of each."""
+    torch.set_num_threads(testing.execution.threads)
+    rows = task_data.load(testing.data, task_data.TEST)
+    return evaluate(testing.folder, testing.task, rows, use_gpu=testing.execution.use_gpu)
 
 
 def evaluate(

@@ -18,7 +18,13 @@ _PARTS = {
     "base": ("config.json", "*.safetensors", "tokenizer.json"),
     "features": ("features.json",),
     "tune": ("trials.json",),
-    "final": ("final.json", "predictions.json", "model/config.json", "model/*.safetensors"),
+    "final": (
+        "final.json",
+        "predictions-constant.parquet",
+        "model/predictions.parquet",
+        "model/config.json",
+        "model/*.safetensors",
+    ),
 }
 _LEASE_S = 3600.0
 

@@ -4,24 +4,27 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 from trainers import baselines, task_data
-from trainers.retraining import Training
+from trainers import predictions as written
+from trainers.retraining import Testing, Training
 from trainers.task_config import MAY_CHANGE, Hyperparameters, Metric, merit_of
 from trainers.task_types import TaskType, type_of
 from trainers.task_types.base import Examples
 from workflows.execution import StageContext
 from workflows.openings import open_test
 from workflows.pipeline import FinalSpec
-from workflows.trainings import Trained, again, planned, test_all, train_all
+from workflows.trainings import Trained, again, all_tested, planned, train_all
 
 TRIALS = "trials.json"
 RESULT = "final.json"
 MODEL = "model"
-PREDICTIONS = "predictions.json"
+SCRATCH = "predictions-scratch.parquet"
+CONSTANT = "predictions-constant.parquet"
+"""What the control and the constant answer say of the test rows; the model's own is beside it."""
 
 _SHARE_OF_OTHERS = 0.1
 """Of a learning rate that is good for adapters or a head, what is good for all weights."""
@@ -36,7 +39,7 @@ class NoTrialFinishedError(RuntimeError):
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
-    """The chosen model in `model/`, all scores in `final.json`, test predictions beside them."""
+    """The chosen model in `model/`, with its test predictions; all scores in `final.json`."""
     spec = context.spec(FinalSpec)
     seeds = range(spec.final.seeds)
     trials = json.loads((context.input("tune") / TRIALS).read_text(encoding="utf-8"))
@@ -62,6 +65,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     (context.output / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
     context.exchange().collect(chosen.training.output)
     shutil.move(chosen.training.output, context.output / MODEL)
+    shutil.move(context.output / written.FILE, context.output / MODEL)
     told = ("hyperparameters", "test", "validation", "seeds", "label_fractions")
     return {name: result[name] for name in told}
 
@@ -171,11 +175,14 @@ def _opened_test(
     )
     measured = [*candidates, *controls, *fewer]
     trainings = [one.training for one in measured]
-    scores, predictions = zip(*test_all(context, trainings), strict=True)
+    testings = [Testing(one.output, one.task, one.data, one.execution) for one in trainings]
+    scores, predictions = zip(*all_tested(context, testings), strict=True)
     of_chosen = measured.index(chosen)
-    (context.output / PREDICTIONS).write_text(
-        json.dumps([asdict(prediction) for prediction in predictions[of_chosen]]), encoding="utf-8"
-    )
+    truth = task_data.load(context.input("data"), task_data.TEST).labels
+    written.write(context.output / written.FILE, truth, predictions[of_chosen])
+    if controls:
+        of_control = measured.index(controls[0])
+        written.write(context.output / SCRATCH, truth, predictions[of_control])
     return {
         "hyperparameters": chosen.training.hyperparameters.model_dump(),
         "changes": [
@@ -201,7 +208,9 @@ def _beside_baselines(
     spec, data = context.spec(FinalSpec), context.input("data")
     train_rows, validation, rows = (task_data.load(data, split) for split in task_data.SPLITS)
     kind = type_of(spec.task, task_data.load_labels(data))
-    rivals = baselines.evaluate(kind, train_rows, validation, rows)
+    said = baselines.predictions(kind, train_rows, validation, rows)
+    written.write(context.output / CONSTANT, rows.labels, said[kind.constant])
+    rivals = baselines.scores(kind, rows, said)
     return {
         "metric": spec.task.metric,
         "lower_is_better": spec.task.lower_is_better,

@@ -1,5 +1,6 @@
 """The model store: immutable versions, and a log of promotions that nobody rewrites."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -63,9 +64,13 @@ class ModelStore:
         facts: dict[str, Any] = json.loads(self._storage.read(_entry(version)))
         return facts
 
+    def files(self, version: Version) -> str:
+        """The folder's name in the storage."""
+        return str(self.facts(version)["folder"])
+
     def folder(self, version: Version) -> str:
         """Path or URL of the version's Hugging Face folder."""
-        return self._storage.url(self._files(version))
+        return self._storage.url(self.files(version))
 
     def verified(self, version: Version) -> Path:
         """The folder on this machine, after every byte was compared with the manifest.
@@ -73,11 +78,29 @@ class ModelStore:
         Raises:
             ModelStoreError: names the file that differs.
         """
-        folder = self._files(version)
+        folder = self.files(version)
         damaged = self._storage.damage(folder, self.facts(version)["files"])
         if damaged:
             raise ModelStoreError(f"{version} in {self.folder(version)} is damaged: {damaged}")
         return self._storage.fetched(folder)
+
+    def read(self, version: Version, file: str) -> bytes:
+        """One file of a version, compared with the manifest.
+
+        Raises:
+            ModelStoreError: it is missing or differs.
+        """
+        expected = self.facts(version)["files"].get(file)
+        if expected is None:
+            raise ModelStoreError(f"{version} has no file {file}")
+        try:
+            content = self._storage.read(f"{self.files(version)}/{file}")
+        except FileNotFoundError:
+            content = None
+        if content is None or hashlib.sha256(content).hexdigest() != expected["sha256"]:
+            how = "is missing" if content is None else "has other bytes than were written"
+            raise ModelStoreError(f"{version} in {self.folder(version)} is damaged: {file} {how}")
+        return content
 
     def champion(self, name: str) -> Version | None:
         """The version that the alias `champion` means now."""
@@ -122,6 +145,7 @@ class ModelStore:
         attempt: str,
         task: Mapping[str, Any],
         scores: Mapping[str, float],
+        test_split: str | None = None,
     ) -> Version:
         """Copy a model's folder in as the next version; the same training is added once.
 
@@ -132,6 +156,7 @@ class ModelStore:
             attempt: of that step; a step that was computed anew makes another version.
             task: its configuration.
             scores: on the test rows.
+            test_split: digest of those; None where nobody knows them.
         """
         if not _NAME.match(name):
             raise ModelStoreError(f"{name!r} is no model name; it is <pipeline>.<task>")
@@ -149,13 +174,14 @@ class ModelStore:
             self._storage.upload(source, folder)
         failpoints.reach("models.add.stored")
         facts = {
-            "schema_version": 2,
+            "schema_version": 3,
             "name": name,
             "folder": folder,
             "fingerprint": fingerprint,
             "attempt": attempt,
             "task": dict(task),
             "scores": dict(scores),
+            "test_split": test_split,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "files": files,
         }
@@ -203,9 +229,6 @@ class ModelStore:
                 continue
             failpoints.reach("models.add.published")
             return version
-
-    def _files(self, version: Version) -> str:
-        return str(self.facts(version)["folder"])
 
     def _numbers(self, folder: str) -> list[int]:
         """Numbers of the entries in a folder, ascending."""

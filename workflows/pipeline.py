@@ -34,8 +34,8 @@ STAGE_VERSIONS = {
     "features": 1,
     "probe": 1,
     "tune": 6,
-    "final": 7,
-    "promote": 2,
+    "final": 8,
+    "promote": 3,
     "report": 1,
     "track": 1,
 }

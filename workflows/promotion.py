@@ -1,17 +1,36 @@
 """Does a new model replace the champion? Pure."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from workflows.significance import Gain
 from workflows.task_section import PromoteConfig
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's score on the test rows."""
+    """What a model was found to be worth, and on what."""
 
     model: str
+    """For people."""
     score: float
+    """The task's metric; NaN where the rows do not define it."""
+    type: str
+    """Of its task."""
+    labels: tuple[str, ...]
+    """That it can say; none where they are numbers or texts."""
+    test: str
+    """Digest of the test rows."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What a new model is compared with, row by row."""
+
+    evaluation: Evaluation
+    gain: Gain | None
+    """Of the new model over it; None where they cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -30,39 +49,84 @@ class Keep:
 
 def decide(
     challenger: Evaluation,
-    champion: Evaluation | None,
     *,
-    constant: float | None,
+    constant: Rival,
+    scratch: Rival | None,
+    champion: Rival | None,
     rule: PromoteConfig,
-    lower_is_better: bool = False,
 ) -> Promote | Keep:
-    """Promote what is better on the same rows; a tie or an unusable score changes nothing.
+    """Promote what is proved better on the same rows; what cannot be compared changes nothing.
 
     Args:
         challenger: the new model.
-        champion: the model to beat, evaluated on the same rows; None where there is none.
-        constant: what always giving the same answer scores: the most frequent label, or the mean;
-            None where that has no score.
+        constant: what always giving the same answer is worth: the most frequent label, or the mean.
+            Each new model must be better, whatever the mode.
+        scratch: the same network from random weights, where there is one: a first model must not be
+            worse.
+        champion: the model to beat; None where there is none.
         rule: the user's.
-        lower_is_better: of the scores.
     """
-    sign = -1.0 if lower_is_better else 1.0
     if not math.isfinite(challenger.score):
         return Keep(f"{challenger.model} scores {challenger.score}, which is no number")
-    if constant is not None and sign * challenger.score <= sign * constant:
-        return Keep(
-            f"{challenger.model} scores {challenger.score:.4f}, no better than always giving the "
-            f"same answer ({constant:.4f})"
-        )
+    if champion is not None and (obstacle := next(_obstacles(challenger, champion), None)):
+        return Keep(obstacle)
+    if math.isfinite(constant.evaluation.score):
+        failing = _not_proved(challenger, constant, needed=0.0, confidence=rule.confidence)
+        if failing:
+            return Keep(failing)
     if champion is None:
-        against = "" if constant is None else f" against {constant:.4f} of always the same answer"
-        return Promote(f"the first model: {challenger.score:.4f}{against}")
-    if not math.isfinite(champion.score):
-        return Promote(f"{champion.model} scores {champion.score}, which is no number")
-    gain = sign * (challenger.score - champion.score)
-    compared = f"{challenger.score:.4f} against {champion.score:.4f} of {champion.model}"
-    if gain <= rule.min_improvement:
-        return Keep(
-            f"{compared}: a gain of {gain:+.4f}, needed is more than {rule.min_improvement}"
+        return _first(challenger, constant, scratch)
+    failing = _not_proved(challenger, champion, needed=rule.needed, confidence=rule.confidence)
+    return Keep(failing) if failing else Promote(_compared(challenger, champion))
+
+
+def _first(challenger: Evaluation, constant: Rival, scratch: Rival | None) -> Promote | Keep:
+    if scratch is not None and scratch.gain is not None and scratch.gain.value < 0:
+        return Keep(f"{_compared(challenger, scratch)}: the base has done harm")
+    score = constant.evaluation.score
+    against = f" against {score:.4f} of {constant.evaluation.model}" if math.isfinite(score) else ""
+    return Promote(f"the first model: {challenger.score:.4f}{against}")
+
+
+def _obstacles(challenger: Evaluation, champion: Rival) -> Iterator[str]:
+    """Why the two cannot be compared."""
+    other = champion.evaluation
+    if other.type != challenger.type:
+        yield f"{other.model} is of another task: {other.type}, not {challenger.type}"
+    elif other.labels != challenger.labels:
+        yield (
+            f"{other.model} knows other labels: {', '.join(other.labels)}; "
+            f"the new model has {', '.join(challenger.labels)}"
         )
-    return Promote(f"{compared}: {gain:+.4f}")
+    elif other.test != challenger.test:
+        yield f"{other.model} was tested on other rows"
+    elif not math.isfinite(other.score):
+        yield f"{other.model} scores {other.score}, which is no number"
+    elif champion.gain is None:
+        yield f"{other.model} was not compared row by row"
+
+
+def _not_proved(
+    challenger: Evaluation, rival: Rival, *, needed: float, confidence: float
+) -> str | None:
+    """Why the gain is no proof; None where it is one."""
+    gain = rival.gain
+    compared = _compared(challenger, rival)
+    if gain is None or not gain.value > needed:
+        return f"{compared}, needed is more than {needed:+g}"
+    if gain.p > 1.0 - confidence:
+        return (
+            f"{compared}, which may be luck with these rows: p {gain.p:.3g} is above "
+            f"{1.0 - confidence:.3g}"
+        )
+    return None
+
+
+def _compared(challenger: Evaluation, rival: Rival) -> str:
+    scores = f"{challenger.score:.4f} against {rival.evaluation.score:.4f}"
+    told = f"{scores} of {rival.evaluation.model}"
+    gain = rival.gain
+    if gain is None:
+        return told
+    interval = f"[{gain.low:+.4f}, {gain.high:+.4f}]"
+    return f"{told}, a gain of {gain.value:+.4f} {interval} on {gain.rows} rows, p {gain.p:.3g}"

@@ -1,26 +1,22 @@
 """One function per kind of step: the only place where trainers meet the cluster."""
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainers import bases, corpus, probe, retraining, task_data, tokenizer, tokens
+from trainers import bases, corpus, probe, task_data, tokenizer, tokens
 from trainers.task_types import class_of
-from workflows import corpora, features, final, pretraining, trainings, tuning
+from workflows import corpora, features, final, gate, pretraining, trainings, tuning
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
-from workflows.openings import open_test
 from workflows.pipeline import (
     BaseSpec,
     DataSpec,
     ProbeSpec,
-    PromoteSpec,
     SummarySpec,
     TokenizerSpec,
     TokensSpec,
 )
-from workflows.promotion import Evaluation, Promote, decide
 from workflows.shards import Shards
 
 Facts = Mapping[str, Any]
@@ -111,55 +107,6 @@ def probe_task(context: StageContext) -> Facts:
     return facts
 
 
-def promote(context: StageContext) -> Facts:
-    """A version in the model store, and the alias `champion` when it is better."""
-    spec = context.spec(PromoteSpec)
-    result = json.loads((context.input("final") / final.RESULT).read_text(encoding="utf-8"))
-    store = ModelStore(context.run.paths.storage)
-    champion = store.champion(spec.model)
-    incumbent = None
-    if champion is not None:
-        # The same rows for both: the champion may have been tested on another split.
-        test = task_data.load(context.input("data"), task_data.TEST)
-        folder = store.verified(champion)
-        open_test(
-            context.run.paths.storage,
-            task_data.digest_of_test(context.input("data")),
-            step=context.step.name,
-            run=context.run.paths.run_id,
-        )
-        scores, _ = retraining.evaluate(folder, spec.task, test)
-        incumbent = Evaluation(str(champion), scores[spec.task.metric])
-    challenger = Evaluation("the new model", result["test"][spec.task.metric])
-    verdict = decide(
-        challenger,
-        incumbent,
-        constant=result["baselines"][result["constant"]].get(spec.task.metric),
-        rule=spec.promote,
-        lower_is_better=spec.task.lower_is_better,
-    )
-    version = store.add(
-        spec.model,
-        context.input("final") / final.MODEL,
-        fingerprint=context.step.inputs["final"].fingerprint,
-        attempt=context.records["final"].attempt,
-        task=spec.task.model_dump(mode="json"),
-        scores=result["test"],
-    )
-    promoted = isinstance(verdict, Promote)
-    if promoted:
-        store.promote(
-            version, expected=champion, reason=verdict.reason, run=context.run.paths.run_id
-        )
-    return {
-        "model": str(version),
-        "promoted": promoted,
-        "reason": verdict.reason,
-        "score": challenger.score,
-        "champion": str(store.champion(spec.model) or ""),
-    }
-
-
 def write_report(context: StageContext) -> Facts:
     """One HTML file about everything that succeeded."""
     from workflows import report  # imports matplotlib
@@ -203,7 +150,7 @@ STAGES: Mapping[str, Callable[[StageContext], Facts]] = {
     "probe": probe_task,
     "tune": tuning.run,
     "final": final.run,
-    "promote": promote,
+    "promote": gate.run,
     "report": write_report,
     "track": track,
 }

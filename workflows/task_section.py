@@ -1,13 +1,13 @@
 """A task's section of the pipeline file: what is searched, trained again, compared, promoted."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from cluster import space
 from cluster.config import SearchConfig
-from trainers.config import Fraction, PositiveInt, Schema
+from trainers.config import Fraction, PositiveFloat, PositiveInt, Schema
 from trainers.task_config import (
     MAY_CHANGE,
     METHODS_OF_HYPERPARAMETER,
@@ -45,10 +45,50 @@ class ControlsConfig(Schema):
 
 
 class PromoteConfig(Schema):
-    """When a new model replaces the champion."""
+    """When a new model replaces the champion, on the same test rows."""
+
+    mode: Literal["superior", "non_inferior"] = "superior"
+    """Whether it must be better, or no more than `margin` worse: for a model that is wanted for
+    another reason, such as its size."""
 
     min_improvement: Fraction = 0.0
-    """The test metric must be better by more than this."""
+    """With `superior`: the test metric must be better by more than this."""
+
+    margin: PositiveFloat | None = None
+    """With `non_inferior`: how much worse the test metric may be."""
+
+    confidence: Fraction = 0.95
+    """That this is no luck with these rows; 0 asks for no more than the score itself."""
+
+    test: Literal["bootstrap", "randomization", "mcnemar"] = "bootstrap"
+    """Of significance: the paired bootstrap; approximate randomisation; McNemar's exact test, for
+    accuracy alone. The latter two know no least improvement and no margin."""
+
+    resamples: PositiveInt = 10_000
+    """Draws of test rows; for the interval of a gain, too."""
+
+    seed: int = 0
+    """Of the draws."""
+
+    @property
+    def needed(self) -> float:
+        """What a gain must be greater than."""
+        return self.min_improvement if self.margin is None else -self.margin
+
+    @model_validator(mode="after")
+    def _mode_has_its_bound(self) -> Self:
+        if self.mode == "non_inferior" and self.margin is None:
+            raise ValueError("mode non_inferior needs a margin: how much worse the model may be")
+        if self.mode == "superior" and self.margin is not None:
+            raise ValueError("margin goes with mode: non_inferior; with superior leave it out")
+        if self.mode == "non_inferior" and self.min_improvement:
+            raise ValueError("min_improvement goes with mode: superior; with non_inferior drop it")
+        if self.test != "bootstrap" and self.needed:
+            raise ValueError(
+                f"test {self.test} asks whether there is any gain; with min_improvement or margin "
+                "use bootstrap"
+            )
+        return self
 
 
 class PipelineTask(TaskConfig):
@@ -86,6 +126,16 @@ class PipelineTask(TaskConfig):
             raise ValueError(
                 "search.space: scheduler pbt changes hyperparameters on the way; give "
                 f"{', '.join(MAY_CHANGE)} more than one value, or one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _test_goes_with_metric(self) -> Self:
+        is_share = self.metric in ("accuracy", "exact_match")
+        if self.promote.test == "mcnemar" and (not is_share or self.type == "token_classification"):
+            raise ValueError(
+                f"promote.test: mcnemar compares rows that are right or wrong, and {self.metric} "
+                f"of type {self.type} is no share of those; use bootstrap"
             )
         return self
 

@@ -1,14 +1,14 @@
 """Single trainings of a step, each in a folder of its own: planned, run, tested."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.config import TrialConfig, WorkerConfig
 from trainers import retraining
-from trainers.retraining import Training
+from trainers.retraining import Testing, Training
 from trainers.task_config import Hyperparameters
 from trainers.task_inputs import TrialExecution
 from trainers.task_types.base import Prediction
@@ -86,18 +86,24 @@ def train_all(context: StageContext, plans: Sequence[Training]) -> list[Trained]
     ]
 
 
-def test_all(
-    context: StageContext, trainings: Sequence[Training]
+def all_tested(
+    context: StageContext, testings: Sequence[Testing], stored: Mapping[Path, str] | None = None
 ) -> list[tuple[dict[str, float], list[Prediction]]]:
-    """What finished trainings score on the test rows, and what they say of each."""
+    """What saved models score on the test rows, and what they say of each.
+
+    Args:
+        context: of the step.
+        testings: the models.
+        stored: names in the storage of folders that are neither the step's nor its inputs.
+    """
     trial = context.run.execution.trials
     worker: WorkerConfig = trial
     if trial.workers > 1:  # the whole model need not fit the GPU of one of them
         worker = WorkerConfig(cpus=trial.cpus)
         on_cpu = replace(execution_of(trial), use_gpu=False)
-        trainings = [replace(training, execution=on_cpu) for training in trainings]
-    function = context.exchange().mapped(retraining.test)
-    found: list[Any] = context.run.cluster.map(function, trainings, worker, context.log)
+        testings = [replace(testing, execution=on_cpu) for testing in testings]
+    function = context.exchange(stored).mapped(retraining.test)
+    found: list[Any] = context.run.cluster.map(function, testings, worker, context.log)
     return found
 
 

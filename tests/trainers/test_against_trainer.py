@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from trainers import retraining, task_data
-from trainers.retraining import Training
+from trainers.retraining import Testing, Training
 from trainers.task_config import Hyperparameters, TaskConfig
 from trainers.task_inputs import TrialExecution
 from trainers.task_types import class_of
@@ -114,7 +114,8 @@ def test_same_base_data_and_hyperparameters_score_the_same(tmp_path: Path) -> No
             execution=ONE,
         )
         retraining.train_and_export(plan)
-        ours.append(retraining.test(plan)[0]["accuracy"])
+        tested = Testing(plan.output, task, data, ONE)
+        ours.append(retraining.test(tested)[0]["accuracy"])
         theirs.append(by_trainer(base, data, seed, tmp_path / f"trainer{seed}"))
     print(f"ours {ours}, Trainer's {theirs}")
     assert fmean(theirs) > 0.75  # of 0.9 that can be had: the task was learnt
