@@ -76,7 +76,8 @@ def _loaded(folder: Path) -> tuple[PreTrainedModel, set[str]]:
         DataError: there is no model in the folder.
     """
     try:
-        names = AutoConfig.from_pretrained(str(folder)).architectures or [""]
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        names = config.architectures or [""]
         model, told = getattr(transformers, names[0], AutoModel).from_pretrained(
             str(folder), dtype="auto", output_loading_info=True
         )

@@ -20,6 +20,26 @@ def describe(directory: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def copy(source: Path, target: Path) -> dict[str, dict[str, Any]]:
+    """Copy every file below a folder into a new one; what `describe` says of it, read once."""
+    target.mkdir(parents=True)
+    return {
+        path.relative_to(source).as_posix(): _copied(path, target / path.relative_to(source))
+        for path in sorted(source.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _copied(source: Path, target: Path) -> dict[str, Any]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += writer.write(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
 def first_damage(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
     """What differs from a description first: missing, of another size, of other bytes; or None."""
     for name, expected in files.items():

@@ -53,6 +53,9 @@ def tokenizer_of(folder: Path, task: TaskConfig) -> PreTrainedTokenizerFast:
 def _loaded(folder: Path, task: TaskConfig) -> tuple[PreTrainedModel, TaskType]:
     """A model and its task's type; the names of the labels are the model's own."""
     head = class_of(task.type, multi_label=task.multi_label).head
-    model: PreTrainedModel = head.from_pretrained(str(folder))
+    # Weights without pickle, and no code but that of transformers itself.
+    model: PreTrainedModel = head.from_pretrained(
+        str(folder), use_safetensors=True, trust_remote_code=False
+    )
     names = model.config.id2label
     return model, type_of(task, [names[number] for number in sorted(names)])

@@ -12,6 +12,9 @@ import pyarrow.parquet
 from trainers.task_types.base import Prediction
 
 FILE = "predictions.parquet"
+CONSTANT = "predictions-constant.parquet"
+SCRATCH = "predictions-scratch.parquet"
+"""Of the model; of what always gives the same answer; of the same network from random weights."""
 
 _TRUTH = "truth"
 

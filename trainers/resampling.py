@@ -77,6 +77,20 @@ def resampled(kind: TaskType, truth: Sequence[Any], found: Sequence[Prediction])
     raise AssertionError(kind)
 
 
+def differing(kind: TaskType, one: Sequence[Prediction], other: Sequence[Prediction]) -> int:
+    """Rows of which two models say different things, as far as the task's metric can tell."""
+
+    def seen(prediction: Prediction) -> Any:
+        match kind.task.metric:
+            case "auroc":
+                return prediction.probabilities
+            case "loss":
+                return prediction.loss
+        return prediction.label
+
+    return sum(seen(own) != seen(others) for own, others in zip(one, other, strict=True))
+
+
 def right(kind: TaskType, truth: Sequence[Any], found: Sequence[Prediction]) -> NDArray[np.bool_]:
     """Which rows are right, where the task's metric is the share of those."""
     metric = resampled(kind, truth, found)

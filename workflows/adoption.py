@@ -20,8 +20,8 @@ _PARTS = {
     "tune": ("trials.json",),
     "final": (
         "final.json",
-        "predictions-constant.parquet",
         "model/predictions.parquet",
+        "model/predictions-constant.parquet",
         "model/config.json",
         "model/*.safetensors",
     ),

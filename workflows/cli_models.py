@@ -1,15 +1,29 @@
 """The commands about models: `pretune models ...` and `pretune predict`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from workflows import session
-from workflows.console import STORAGE, AsJson, StorageOption, out, print_json, table_of
-from workflows.models import ModelStore
+from workflows.console import (
+    FAILED,
+    STORAGE,
+    AsJson,
+    StorageOption,
+    err,
+    out,
+    print_json,
+    table_of,
+    usage_error,
+)
+from workflows.models import ChampionChangedError, ModelStore, ModelStoreError, Version
 from workflows.storage import Storage
 
-models = typer.Typer(help="Look at the model store.", no_args_is_help=True)
+models = typer.Typer(help="Look at the model store, and move its aliases.", no_args_is_help=True)
+
+Reference = Annotated[str, typer.Argument(metavar="NAME[@VERSION]")]
+Because = Annotated[str, typer.Option("--because", help="Why; it is written down.")]
 
 
 @models.command("list")
@@ -23,14 +37,14 @@ def models_list(storage: StorageOption = STORAGE, as_json: AsJson = False) -> No
     for name in store.names():
         champion = store.champion(name)
         facts = store.facts(champion) if champion else None
-        metric = facts["task"]["metric"] if facts else None
+        metric = facts["task"].get("metric") if facts else None
         rows.append(
             {
                 "model": name,
                 "versions": len(store.versions(name)),
                 "champion": champion.number if champion else None,
                 "metric": metric,
-                "score": round(facts["scores"][metric], 4) if facts else None,
+                "score": round(facts["scores"][metric], 4) if facts and metric else None,
             }
         )
     if as_json:
@@ -43,7 +57,7 @@ def models_list(storage: StorageOption = STORAGE, as_json: AsJson = False) -> No
 
 @models.command("show")
 def models_show(
-    reference: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")],
+    reference: Reference,
     storage: StorageOption = STORAGE,
     as_json: AsJson = False,
 ) -> None:
@@ -57,6 +71,7 @@ def models_show(
         "model": str(version),
         "folder": str(store.verified(version)),
         **{name: store.facts(version)[name] for name in ("scores", "created_at", "fingerprint")},
+        "tags": store.tags(version),
         "files": store.facts(version)["files"],
         "promotions": store.log(version.name),
     }
@@ -73,8 +88,202 @@ def models_show(
             out.print(f"{name}: {_told(value)}", markup=False, soft_wrap=True)
 
 
+@models.command("diff")
+def models_diff(
+    one: Annotated[str, typer.Argument(metavar="A")],
+    other: Annotated[str, typer.Argument(metavar="B")],
+    storage: StorageOption = STORAGE,
+    as_json: AsJson = False,
+) -> None:
+    """Show in what two versions differ: task, hyperparameters, scores, files.
+
+    Example: `pretune models diff tweets.sentiment@1 tweets.sentiment@champion`
+    """
+    store = ModelStore(Storage.at(storage))
+    versions = [store.resolve(reference) for reference in (one, other)]
+    flat = [_flat(store.facts(version)) for version in versions]
+    rows = [
+        {"what": name, **{str(v): told.get(name) for v, told in zip(versions, flat, strict=True)}}
+        for name in sorted(flat[0].keys() | flat[1].keys())
+        if flat[0].get(name) != flat[1].get(name)
+    ]
+    if as_json:
+        print_json(rows)
+    elif rows:
+        out.print(table_of(rows))
+    else:
+        out.print("no difference")
+
+
+@models.command("verify")
+def models_verify(
+    reference: Annotated[str | None, typer.Argument(metavar="NAME[@VERSION]")] = None,
+    storage: StorageOption = STORAGE,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte of the store's versions, or of one, and compare it with the manifest.
+
+    Exit code 1 where something is damaged.
+
+    Example: `pretune models verify --storage s3://bucket/prefix`
+    """
+    store = ModelStore(Storage.at(storage))
+    names = store.names() if reference is None else [reference]
+    chosen = [v for name in names for v in store.versions(name) or [store.resolve(name)]]
+    rows = [{"model": str(version), "damage": store.damage(version)} for version in chosen]
+    rows += [
+        {"model": name, "damage": damage}
+        for name in sorted({version.name for version in chosen})
+        if (damage := store.damage_of_log(name))
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            told = row["damage"] or "every byte is what was written"
+            out.print(f"{row['model']}: {told}", markup=False, highlight=False, soft_wrap=True)
+    if any(row["damage"] for row in rows):
+        raise typer.Exit(FAILED)
+
+
+@models.command("promote")
+def models_promote(
+    reference: Annotated[str, typer.Argument(metavar="NAME@VERSION")],
+    override: Annotated[
+        bool, typer.Option("--override", help="Whatever the gate says; asks for --because.")
+    ] = False,
+    because: Because = "",
+    storage: StorageOption = STORAGE,
+) -> None:
+    """Make a version the champion if the gate of its task lets it through.
+
+    It is compared with the champion as in a run, on what both said of the same test rows; exit code
+    1 where that proves nothing. What a run proved and left as the candidate is not judged again
+    while the champion is the same.
+
+    Example: `pretune models promote tweets.sentiment@candidate`
+    """
+    store = ModelStore(Storage.at(storage))
+    version = store.resolve(reference)
+    champion = store.champion(version.name)
+    if version == champion:
+        raise usage_error(f"{version} is the champion already")
+    if override and not because:
+        raise usage_error("--override is written down: say why with --because")
+    _require_whole(store, version)
+    if override:
+        _move(store, version, champion, because, how="override")
+        return
+    waiting = store.moved(version)
+    if version == store.candidate(version.name) and waiting and _is_of(waiting, champion):
+        _move(store, version, champion, waiting["reason"], how="approval")
+        return
+    from workflows import gate  # loads torch
+    from workflows.promotion import Keep
+
+    found = gate.judge(store, champion, gate.Tested.of_version(store, version), None)
+    if isinstance(found.verdict, Keep):
+        told = f"{version} is not promoted: {found.verdict.reason}"
+        err.print(told, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(FAILED)
+    _move(store, version, champion, found.verdict.reason, how="gate")
+
+
+@models.command("rollback")
+def models_rollback(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    because: Because,
+    to: Annotated[
+        int | None, typer.Option("--to", help="Number of the version; else the champion before.")
+    ] = None,
+    storage: StorageOption = STORAGE,
+) -> None:
+    """Make an earlier version the champion again, once every byte of it was compared.
+
+    Example: `pretune models rollback tweets.sentiment --because "wrong on irony"`
+    """
+    store = ModelStore(Storage.at(storage))
+    champion = store.resolve(name)
+    version = store.before(name) if to is None else store.resolve(f"{name}@{to}")
+    if version == champion:
+        raise usage_error(f"{version} is the champion already")
+    _require_whole(store, version)
+    _move(store, version, champion, because, how="rollback")
+
+
+@models.command("tag")
+def models_tag(
+    reference: Reference,
+    tags: Annotated[list[str], typer.Argument(metavar="KEY=VALUE")],
+    storage: StorageOption = STORAGE,
+) -> None:
+    """Note something about a version; `key=` takes a note back.
+
+    Example: `pretune models tag tweets.sentiment@3 reviewed=yes`
+    """
+    store = ModelStore(Storage.at(storage))
+    parts = [tag.partition("=") for tag in tags]
+    wrong = [tag for tag, (key, sign, _) in zip(tags, parts, strict=True) if not key or not sign]
+    if wrong:
+        raise usage_error(f"{wrong[0]!r} is no tag; write key=value")
+    store.tag(store.resolve(reference), {key: value for key, _, value in parts})
+
+
+@models.command("pull")
+def models_pull(
+    reference: Reference,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    storage: StorageOption = STORAGE,
+) -> None:
+    """Copy a version to a folder that needs nothing of the store, every byte compared.
+
+    Example: `pretune models pull tweets.sentiment@champion ./sentiment`
+    """
+    store = ModelStore(Storage.at(storage))
+    version = store.resolve(reference)
+    store.pull(version, folder)
+    out.print(f"{version} is in {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _move(
+    store: ModelStore, version: Version, champion: Version | None, reason: str, *, how: str
+) -> None:
+    try:
+        store.promote(version, expected=champion, reason=reason, run=None, how=how)
+    except ChampionChangedError as error:
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from None
+    told = f"{version} is the champion of {version.name}: {reason}"
+    out.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def _is_of(waiting: dict[str, Any], champion: Version | None) -> bool:
+    """Whether a candidate was compared with what is the champion now."""
+    return bool(waiting["previous"] == (champion.number if champion else None))
+
+
+def _require_whole(store: ModelStore, version: Version) -> None:
+    """Refuse what is damaged in the storage itself, whatever copy this machine has of it."""
+    damage = store.damage(version)
+    if damage:
+        raise ModelStoreError(f"{version} is damaged: {damage}")
+
+
+def _flat(facts: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Values by dotted name; of files their digests, shortened."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        if name == "files":
+            found |= {f"files.{file}": told["sha256"][:12] for file, told in value.items()}
+        elif isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[f"{before}{name}"] = value
+    return found
+
+
 def predict(
-    reference: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")],
+    reference: Reference,
     texts: Annotated[list[str], typer.Argument(help="Texts to label; or pairs of them.")],
     storage: StorageOption = STORAGE,
     as_json: AsJson = False,

@@ -22,9 +22,6 @@ from workflows.trainings import Trained, again, all_tested, planned, train_all
 TRIALS = "trials.json"
 RESULT = "final.json"
 MODEL = "model"
-SCRATCH = "predictions-scratch.parquet"
-CONSTANT = "predictions-constant.parquet"
-"""What the control and the constant answer say of the test rows; the model's own is beside it."""
 
 _SHARE_OF_OTHERS = 0.1
 """Of a learning rate that is good for adapters or a head, what is good for all weights."""
@@ -65,7 +62,8 @@ def run(context: StageContext) -> Mapping[str, Any]:
     (context.output / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
     context.exchange().collect(chosen.training.output)
     shutil.move(chosen.training.output, context.output / MODEL)
-    shutil.move(context.output / written.FILE, context.output / MODEL)
+    for path in context.output.glob("*.parquet"):
+        shutil.move(path, context.output / MODEL)
     told = ("hyperparameters", "test", "validation", "seeds", "label_fractions")
     return {name: result[name] for name in told}
 
@@ -182,7 +180,7 @@ def _opened_test(
     written.write(context.output / written.FILE, truth, predictions[of_chosen])
     if controls:
         of_control = measured.index(controls[0])
-        written.write(context.output / SCRATCH, truth, predictions[of_control])
+        written.write(context.output / written.SCRATCH, truth, predictions[of_control])
     return {
         "hyperparameters": chosen.training.hyperparameters.model_dump(),
         "changes": [
@@ -209,7 +207,7 @@ def _beside_baselines(
     train_rows, validation, rows = (task_data.load(data, split) for split in task_data.SPLITS)
     kind = type_of(spec.task, task_data.load_labels(data))
     said = baselines.predictions(kind, train_rows, validation, rows)
-    written.write(context.output / CONSTANT, rows.labels, said[kind.constant])
+    written.write(context.output / written.CONSTANT, rows.labels, said[kind.constant])
     rivals = baselines.scores(kind, rows, said)
     return {
         "metric": spec.task.metric,

@@ -34,7 +34,7 @@ STAGE_VERSIONS = {
     "features": 1,
     "probe": 1,
     "tune": 6,
-    "final": 8,
+    "final": 9,
     "promote": 3,
     "report": 1,
     "track": 1,

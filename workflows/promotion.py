@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from workflows.significance import Gain
 from workflows.task_section import PromoteConfig
 
+BY_HAND = "by hand: pretune models promote {} --override --because WHY"
+_HINT = BY_HAND.format("NAME@VERSION")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -17,11 +20,14 @@ class Evaluation:
     score: float
     """The task's metric; NaN where the rows do not define it."""
     type: str
-    """Of its task."""
+    """Of its task, for people."""
     labels: tuple[str, ...]
     """That it can say; none where they are numbers or texts."""
     test: str
     """Digest of the test rows."""
+    unit: str = ""
+    """What the score is counted in, where that is the model's own: losses per token compare where
+    tokens are the same."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ def decide(
         challenger: the new model.
         constant: what always giving the same answer is worth: the most frequent label, or the mean.
             Each new model must be better, whatever the mode.
-        scratch: the same network from random weights, where there is one: a first model must not be
-            worse.
+        scratch: the same network from random weights, where there is one: a first model must not
+            be proved worse.
         champion: the model to beat; None where there is none.
         rule: the user's.
     """
@@ -76,12 +82,19 @@ def decide(
             return Keep(failing)
     if champion is None:
         return _first(challenger, constant, scratch)
-    failing = _not_proved(challenger, champion, needed=rule.needed, confidence=rule.confidence)
+    failing = _not_proved(
+        challenger, champion, needed=needed_gain(rule), confidence=rule.confidence
+    )
     return Keep(failing) if failing else Promote(_compared(challenger, champion))
 
 
+def needed_gain(rule: PromoteConfig) -> float:
+    """What the gain over a champion must be greater than."""
+    return rule.min_improvement if rule.margin is None else -rule.margin
+
+
 def _first(challenger: Evaluation, constant: Rival, scratch: Rival | None) -> Promote | Keep:
-    if scratch is not None and scratch.gain is not None and scratch.gain.value < 0:
+    if scratch is not None and scratch.gain is not None and scratch.gain.high < 0:
         return Keep(f"{_compared(challenger, scratch)}: the base has done harm")
     score = constant.evaluation.score
     against = f" against {score:.4f} of {constant.evaluation.model}" if math.isfinite(score) else ""
@@ -92,18 +105,21 @@ def _obstacles(challenger: Evaluation, champion: Rival) -> Iterator[str]:
     """Why the two cannot be compared."""
     other = champion.evaluation
     if other.type != challenger.type:
-        yield f"{other.model} is of another task: {other.type}, not {challenger.type}"
+        told = f"{other.model} is of another task: {other.type}, not {challenger.type}"
+        yield f"{told}; {_HINT}"
     elif other.labels != challenger.labels:
         yield (
             f"{other.model} knows other labels: {', '.join(other.labels)}; "
-            f"the new model has {', '.join(challenger.labels)}"
+            f"the new model has {', '.join(challenger.labels)}; {_HINT}"
         )
+    elif other.unit != challenger.unit:
+        yield f"the loss of {other.model} is of other tokens, or of longer answers; {_HINT}"
     elif other.test != challenger.test:
-        yield f"{other.model} was tested on other rows"
+        yield f"{other.model} was tested on other rows; {_HINT}"
     elif not math.isfinite(other.score):
-        yield f"{other.model} scores {other.score}, which is no number"
+        yield f"{other.model} scores {other.score}, which is no number; {_HINT}"
     elif champion.gain is None:
-        yield f"{other.model} was not compared row by row"
+        yield f"{other.model} was not compared row by row; {_HINT}"
 
 
 def _not_proved(
@@ -112,7 +128,7 @@ def _not_proved(
     """Why the gain is no proof; None where it is one."""
     gain = rival.gain
     compared = _compared(challenger, rival)
-    if gain is None or not gain.value > needed:
+    if gain is None or not gain.exceeds(needed):
         return f"{compared}, needed is more than {needed:+g}"
     if gain.p > 1.0 - confidence:
         return (

@@ -20,7 +20,7 @@ from workflows.execution import RunContext, RunPaths
 from workflows.history import PLAN
 from workflows.journal import DRIVER, Journal, Tail
 from workflows.models import ModelStore
-from workflows.pipeline import build_steps
+from workflows.pipeline import PromoteSpec, build_steps
 from workflows.planning import Plan, Selection
 from workflows.progress import LiveView
 from workflows.runner import RunResult
@@ -129,9 +129,10 @@ class Session:
             "states": {name: str(state) for name, state in result.states.items()},
             "promotions": {name: record.facts for name, record in records.items() if record},
             "champions": {
-                name: str(champion)
-                for name in store.names()
-                if (champion := store.champion(name)) is not None
+                step.spec.model: str(champion)
+                for step in promoting
+                if isinstance(step.spec, PromoteSpec)
+                and (champion := store.champion(step.spec.model)) is not None
             },
             "report": self._report() or "",
             "models": self.paths.storage.url("models"),
@@ -184,8 +185,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     reused, done = states.count("reused"), states.count("done")
     console.print(f"{done} steps done, {reused} reused")
     for facts in summary["promotions"].values():
-        verdict = "promoted" if facts["promoted"] else "not promoted"
-        line = f"{facts['model']} {verdict}: {facts['reason']}"
+        line = f"{facts['model']} {facts['outcome']}: {facts['reason']}"
         console.print(line, highlight=False, soft_wrap=True)
     for name in ("report", "models", "mlflow"):
         if summary[name]:

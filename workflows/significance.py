@@ -1,6 +1,7 @@
 """Is one model better than another, or was it luck with these rows? Paired tests. Pure."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +29,17 @@ class Gain:
     """Of a gain no greater than needed: how likely such rows are if there is none."""
     rows: int
 
+    def exceeds(self, needed: float) -> bool:
+        """Whether the model is better by more than this, rounding aside."""
+        return self.value > needed and not math.isclose(self.value, needed)
+
 
 def bootstrap(
     challenger: Resampled,
     rival: Resampled,
     rows: int,
     *,
+    differing: int,
     sign: float,
     needed: float,
     confidence: float,
@@ -49,12 +55,18 @@ def bootstrap(
         challenger: the new model.
         rival: the other.
         rows: that both were asked about.
+        differing: rows of which the two say different things. Where they are few, draws tell too
+            little: that the model is better in all of them has a chance of 0.5 each, as in the sign
+            test, and p of any gain is no less.
         sign: -1 where less of the metric is better.
         needed: the gain must be greater; less than 0 is how much worse the model may be.
         confidence: of the interval.
         resamples: how often rows are drawn.
         seed: of the draws.
     """
+    once = np.ones((1, rows))
+    (own,), (other,) = challenger(once), rival(once)
+    rounding = _ROUNDING * max(abs(own), abs(other))
     gains = np.concatenate(
         [
             sign * (challenger(counts) - rival(counts))
@@ -62,16 +74,17 @@ def bootstrap(
         ]
     )
     # What a resample does not define is no sign of a gain.
-    no_gain = np.count_nonzero(~(gains > needed + _ROUNDING))
+    no_gain = np.count_nonzero(~(gains > needed + rounding))
+    p = (no_gain + 1) / (resamples + 1)
+    value = float(sign * (own - other))
     tail = (1.0 - confidence) / 2
     defined = gains[~np.isnan(gains)]
     low, high = np.quantile(defined, [tail, 1.0 - tail]) if len(defined) else (np.nan, np.nan)
-    once = np.ones((1, rows))
     return Gain(
-        value=float(sign * (challenger(once) - rival(once))[0]),
+        value=0.0 if abs(value) <= rounding else value,
         low=float(low),
         high=float(high),
-        p=(no_gain + 1) / (resamples + 1),
+        p=p if needed < 0 else max(p, 0.5**differing),
         rows=rows,
     )
 
@@ -108,12 +121,13 @@ def randomization(both: Resampled, rows: int, *, sign: float, resamples: int, se
         return sign * (both(kept) - both(changed))
 
     (seen,) = gains(np.ones((1, rows)))
+    rounding = _ROUNDING * abs(both(np.ones((1, 2 * rows)))[0])
     at_once = max(1, _CELLS_AT_ONCE // (2 * rows))
     as_great = 0
     for first in range(0, resamples, at_once):
         shape = (min(at_once, resamples - first), rows)
         drawn = gains(random.integers(2, size=shape).astype(np.float64))
-        as_great += int(np.count_nonzero(~(drawn < seen - _ROUNDING)))
+        as_great += int(np.count_nonzero(~(drawn < seen - rounding)))
     return (as_great + 1) / (resamples + 1)
 
 
@@ -129,16 +143,3 @@ def mcnemar(challenger_right: NDArray[np.bool_], rival_right: NDArray[np.bool_])
     if won + lost == 0:
         return 1.0
     return float(binomtest(won, won + lost, alternative="greater").pvalue)
-
-
-def holm(found: Mapping[str, float]) -> dict[str, float]:
-    """p-values of several tests, adjusted so that the chance of any false one stays the same.
-
-    Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
-    """
-    adjusted: dict[str, float] = {}
-    least = 0.0
-    for place, name in enumerate(sorted(found, key=lambda one: found[one])):
-        least = max(least, min(1.0, (len(found) - place) * found[name]))
-        adjusted[name] = least
-    return adjusted

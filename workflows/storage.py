@@ -142,6 +142,11 @@ class Storage:
                 return self.path(name).read_bytes()
             return bytes(self._files.cat_file(self.url(name)))
 
+    def open(self, name: str) -> Any:
+        """A file's bytes, to be read piece by piece."""
+        is_local = self.is_local
+        return self.path(name).open("rb") if is_local else self._files.open(self.url(name), "rb")
+
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
         """The contents of those files that exist, by name."""
         wanted, found = list(names), {}
@@ -203,6 +208,7 @@ class Storage:
             return {
                 path.removeprefix(f"{root_path}/"): int(facts["size"])
                 for path, facts in found.items()
+                if ".." not in path.split("/")  # which leads out of whatever it is copied to
             }
 
     def size(self, name: str) -> int:

@@ -1,9 +1,10 @@
 """A task's section of the pipeline file: what is searched, trained again, compared, promoted."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from cluster import space
 from cluster.config import SearchConfig
@@ -67,13 +68,12 @@ class PromoteConfig(Schema):
     resamples: PositiveInt = 10_000
     """Draws of test rows; for the interval of a gain, too."""
 
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of the draws."""
 
-    @property
-    def needed(self) -> float:
-        """What a gain must be greater than."""
-        return self.min_improvement if self.margin is None else -self.margin
+    approve: Literal["automatic", "manual"] = "automatic"
+    """Whether what is proved becomes champion at once, or is the `candidate` until a person says
+    `pretune models promote`."""
 
     @model_validator(mode="after")
     def _mode_has_its_bound(self) -> Self:
@@ -83,10 +83,19 @@ class PromoteConfig(Schema):
             raise ValueError("margin goes with mode: non_inferior; with superior leave it out")
         if self.mode == "non_inferior" and self.min_improvement:
             raise ValueError("min_improvement goes with mode: superior; with non_inferior drop it")
-        if self.test != "bootstrap" and self.needed:
+        if self.test != "bootstrap" and (self.min_improvement or self.margin):
             raise ValueError(
                 f"test {self.test} asks whether there is any gain; with min_improvement or margin "
                 "use bootstrap"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_suffice(self) -> Self:
+        if self.test != "mcnemar" and (self.resamples + 1) * (1.0 - self.confidence) < 1.0:
+            raise ValueError(
+                f"resamples {self.resamples} can never give a confidence of {self.confidence}; "
+                f"take {math.ceil(1.0 / (1.0 - self.confidence))} or more"
             )
         return self
 

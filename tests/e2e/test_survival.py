@@ -48,9 +48,12 @@ def steps_of(where: Storage) -> list[StepRef]:
 
 
 def model_digests(where: Storage) -> dict[str, Any]:
-    store = ModelStore(where)
+    """Of champions' files, but for those that tell which run made them and when."""
+    of_runs, store = {"README.md", "lineage.json", "MANIFEST.json"}, ModelStore(where)
     return {
-        name: store.facts(champion)["files"]
+        name: {
+            file: of for file, of in store.facts(champion)["files"].items() if file not in of_runs
+        }
         for name in store.names()
         if (champion := store.champion(name)) is not None
     }

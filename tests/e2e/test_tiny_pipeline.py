@@ -215,6 +215,7 @@ def test_task_that_fails_does_not_stop_the_other_and_is_named_at_the_end(finishe
     data = tiny_pipeline(finished.folder)
     with (finished.folder / "places.txt").open("a", encoding="utf-8") as file:
         file.write("no label on this line\n")
+    data["tasks"]["tone"]["final"] = {"seeds": 1}  # another model than the champion
     data["tasks"]["tone"]["promote"] = {"min_improvement": 0.5}
     answer = pretune("run", write_pipeline(finished.folder, data), "--json", folder=finished.folder)
     summary = json.loads(answer.stdout)

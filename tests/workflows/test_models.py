@@ -69,6 +69,56 @@ def test_alias_moves_only_from_the_champion_that_was_seen(store: ModelStore, fol
     assert [(e["version"], e["previous"]) for e in store.log(NAME)] == [(1, None), (2, 1)]
 
 
+def test_a_rollback_goes_to_the_champion_before_and_is_written_down(
+    store: ModelStore, folder: Path
+) -> None:
+    first, second = add(store, folder, "a"), add(store, folder, "b")
+    promote(store, first, None)
+    with pytest.raises(ModelStoreError, match="no champion before"):
+        store.before(NAME)
+    promote(store, second, first)
+    assert store.before(NAME) == first
+    store.promote(first, expected=second, reason="wrong on irony", run=None, how="rollback")
+    assert store.champion(NAME) == first
+    last = store.log(NAME)[-1]
+    assert (last["how"], last["previous"], last["reason"]) == ("rollback", 2, "wrong on irony")
+    assert "@" in last["by"]
+    assert store.before(NAME) == second
+
+
+def test_a_candidate_is_no_champion_until_it_is_promoted(store: ModelStore, folder: Path) -> None:
+    first, second = add(store, folder, "a"), add(store, folder, "b")
+    promote(store, first, None)
+    for _ in range(2):
+        store.promote(second, expected=first, reason="better", run="run", alias="candidate")
+    assert (store.champion(NAME), store.candidate(NAME)) == (first, second)
+    assert store.resolve(f"{NAME}@candidate") == second
+    assert len(store.log(NAME)) == 2
+    promote(store, second, first)
+    assert (store.champion(NAME), store.candidate(NAME)) == (second, None)
+    with pytest.raises(ModelStoreError, match="no candidate now"):
+        store.resolve(f"{NAME}@candidate")
+
+
+def test_a_promotion_that_is_missing_is_an_error(
+    store: ModelStore, storage: Storage, folder: Path
+) -> None:
+    first, second = add(store, folder, "a"), add(store, folder, "b")
+    promote(store, first, None)
+    promote(store, second, first)
+    storage.delete(f"models/{NAME}/log/000001.json")
+    with pytest.raises(ModelStoreError, match="entries are missing"):
+        store.champion(NAME)
+
+
+def test_tags_are_kept_changed_and_taken_back(store: ModelStore, folder: Path) -> None:
+    version = add(store, folder, "a")
+    assert store.tags(version) == {}
+    store.tag(version, {"reviewed": "yes", "by": "a"})
+    store.tag(version, {"by": ""})
+    assert store.tags(version) == {"reviewed": "yes"}
+
+
 def test_promoting_the_champion_again_writes_nothing(store: ModelStore, folder: Path) -> None:
     version = add(store, folder, "a")
     promote(store, version, None)

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from workflows.significance import Gain, Resampled, bootstrap, holm, mcnemar, randomization
+from workflows.significance import Gain, Resampled, bootstrap, mcnemar, randomization
 
 Values = NDArray[np.float64]
 
@@ -16,7 +16,15 @@ def mean_of(values: Values) -> Resampled:
 
 def compared(ours: Values, theirs: Values, **settings: float) -> Gain:
     given = {"sign": 1.0, "needed": 0.0, "confidence": 0.95} | settings
-    return bootstrap(mean_of(ours), mean_of(theirs), len(ours), **given, resamples=10_000, seed=1)
+    return bootstrap(
+        mean_of(ours),
+        mean_of(theirs),
+        len(ours),
+        differing=int((ours != theirs).sum()),
+        **given,
+        resamples=10_000,
+        seed=1,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,7 @@ def test_what_rows_do_not_define_is_no_sign_of_a_gain() -> None:
         return np.ones(len(counts))
 
     settings = {"sign": 1.0, "needed": 0.0, "confidence": 0.95}
-    assert bootstrap(one, undefined, 5, **settings, resamples=100, seed=0).p == 1.0
+    assert bootstrap(one, undefined, 5, differing=5, **settings, resamples=100, seed=0).p == 1.0
 
 
 @pytest.mark.parametrize(
@@ -106,24 +114,38 @@ def test_mcnemar_looks_at_the_rows_that_one_alone_has_right(won: int, lost: int,
     assert mcnemar(ours, theirs) == pytest.approx(p)
 
 
-def test_holm_of_a_worked_example() -> None:
-    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
-    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
-    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
-    assert holm({"a": 0.02}) == {"a": 0.02}
-    assert holm({}) == {}
+@pytest.mark.parametrize(("rows", "won", "least"), [(60, 3, 1 / 8), (3, 3, 1 / 8), (1, 1, 1 / 2)])
+def test_a_few_rows_prove_little_however_they_were_won(rows: int, won: int, least: float) -> None:
+    theirs = np.zeros(rows)
+    ours = theirs + (np.arange(rows) < won)
+    assert compared(ours, theirs).p == least
+    assert compared(ours, theirs, needed=-0.5).p < 0.01  # that it is not much worse is no wonder
 
 
-@pytest.mark.parametrize("rows", [60, 400])
-def test_luck_alone_is_taken_for_a_gain_no_more_often_than_stated(rows: int) -> None:
+def test_rounding_is_no_gain_and_a_small_unit_is_no_rounding() -> None:
+    random = np.random.default_rng(0)
+    theirs = random.random(50)
+    same = compared(theirs + 1e-16, theirs)
+    assert (same.value, same.p) == (0.0, 1.0)
+    ours = theirs * 1e-14 + 1e-15
+    assert compared(ours, theirs * 1e-14).p < 0.01
+    gain = Gain(0.8 - 0.7, 0.0, 0.2, 0.01, 10)
+    assert gain.value > 0.1
+    assert not gain.exceeds(0.1)
+
+
+@pytest.mark.parametrize(("rows", "alike"), [(60, 0.0), (400, 0.0), (60, 0.85), (400, 0.98)])
+def test_luck_alone_is_taken_for_a_gain_no_more_often_than_stated(rows: int, alike: float) -> None:
     random = np.random.default_rng(rows)
     rounds, level = 1000, 0.05
     false = {"bootstrap": 0, "randomization": 0, "mcnemar": 0}
     for number in range(rounds):  # two copies of one model, right on seven rows of ten
         ours, theirs = random.random((2, rows)) < 0.7
+        theirs = np.where(random.random(rows) < alike, ours, theirs)
         gain = bootstrap(
             *(mean_of(side.astype(float)) for side in (ours, theirs)),
             rows,
+            differing=int((ours != theirs).sum()),
             sign=1.0,
             needed=0.0,
             confidence=0.95,

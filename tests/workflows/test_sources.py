@@ -30,6 +30,7 @@ PLUMBING = {
     "workflows.storage": "where everything is kept",
     "workflows.config": "counted by its values, in the step's spec",
     "workflows.execution": "what every stage is given",
+    "workflows.history": "what the run was about",
     "workflows.ledger": "who did what",
     "workflows.steps": "what a step is",
     "workflows.models": "where models are kept",

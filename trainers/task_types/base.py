@@ -85,6 +85,8 @@ class TaskType(ABC):
 
     head: ClassVar[Any]
     """The class of `transformers` that loads a model with the type's head."""
+    has_labels: ClassVar[bool] = False
+    """Whether answers are names out of a list that the model knows."""
     constant: ClassVar[str] = "majority"
     """Name of the baseline that says the same of every row."""
     measures_truth: ClassVar[bool] = False

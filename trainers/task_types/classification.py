@@ -31,6 +31,7 @@ class Classification(TextType):
     """One label a text."""
 
     head = AutoModelForSequenceClassification
+    has_labels = True
 
     @classmethod
     def label_of(cls, row: Mapping[str, Any], config: TaskDataConfig) -> str:
@@ -106,6 +107,7 @@ class MultiLabel(TextType):
     """Any number of labels a text."""
 
     head = AutoModelForSequenceClassification
+    has_labels = True
 
     @classmethod
     def label_of(cls, row: Mapping[str, Any], config: TaskDataConfig) -> list[str]:

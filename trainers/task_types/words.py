@@ -43,6 +43,7 @@ class TokenClassification(OnePass):
     """One label a word, as in CoNLL's tasks: `B-` and `I-` open and continue an entity."""
 
     head = AutoModelForTokenClassification
+    has_labels = True
 
     @classmethod
     def label_of(cls, row: Mapping[str, Any], config: TaskDataConfig) -> list[str]:

@@ -1,0 +1,117 @@
+"""What is written about a version: a model card for people, a lineage for machines."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import jinja2
+
+from workflows import history
+from workflows.execution import StageContext
+from workflows.ledger import Record
+from workflows.pipeline import PromoteSpec
+from workflows.steps import StepRef
+
+CARD, LINEAGE = "README.md", "lineage.json"
+
+_TEMPLATE = Path(__file__).with_name("model_card.md.j2")
+_PIPELINES = {
+    "classification": "text-classification",
+    "regression": "text-classification",
+    "token_classification": "token-classification",
+    "question_answering": "question-answering",
+    "generation": "text-generation",
+}
+"""What Hugging Face calls a pipeline for each type of task."""
+
+
+def documents(
+    context: StageContext, result: Mapping[str, Any], judgement: Mapping[str, Any]
+) -> dict[str, str]:
+    """A version's texts by file name.
+
+    Args:
+        context: of the step `promote`.
+        result: what the step `final` wrote down.
+        judgement: what the gate said.
+    """
+    ancestors = list(_ancestors(context))
+    return {
+        CARD: _card(context, result, judgement, ancestors),
+        LINEAGE: json.dumps(_lineage(context, ancestors), indent=1),
+    }
+
+
+def _ancestors(context: StageContext) -> Iterator[Record]:
+    """Records of all that led to the model, the final training first; those that are still there.
+
+    Which step a fingerprint is of, the run's plan tells.
+    """
+    found = history.head(context.run.paths.storage, context.run.paths.run_id)
+    steps = {} if found is None else found.steps
+    refs = {
+        fingerprint: StepRef(name, kind, fingerprint) for name, (kind, fingerprint) in steps.items()
+    }
+    wanted, seen = [context.records["final"]], set[str]()
+    while wanted:
+        record = wanted.pop(0)
+        if record.fingerprint in seen:
+            continue
+        seen.add(record.fingerprint)
+        yield record
+        for fingerprint in record.inputs.values():
+            record_of_input = (
+                context.artifacts.find(refs[fingerprint]) if fingerprint in refs else None
+            )
+            if record_of_input is not None:
+                wanted.append(record_of_input)
+
+
+def _lineage(context: StageContext, ancestors: list[Record]) -> dict[str, Any]:
+    told = ("name", "kind", "version", "fingerprint", "inputs", "outside", "spec", "finished_at")
+    return {
+        "schema_version": 1,
+        "pipeline": context.spec(PromoteSpec).model.partition(".")[0],
+        "run": context.run.paths.run_id,
+        "environment": context.records["final"].versions,
+        "steps": [
+            {**{name: getattr(record, name) for name in told}, "code": record.source}
+            for record in ancestors
+        ],
+    }
+
+
+def _card(
+    context: StageContext,
+    result: Mapping[str, Any],
+    judgement: Mapping[str, Any],
+    ancestors: list[Record],
+) -> str:
+    spec, by_kind = context.spec(PromoteSpec), {one.kind: one for one in ancestors}
+    base = by_kind.get("pretrain") or by_kind.get("base")
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        name=spec.model,
+        task=spec.task,
+        pipeline_tag=_PIPELINES[spec.task.type],
+        base=base,
+        corpus=by_kind.get("corpus"),
+        data=context.records["data"],
+        result=result,
+        judgement=judgement,
+        rule=spec.promote,
+        origins={
+            origin: _over_seeds([scores[result["metric"]] for scores in found])
+            for origin, found in result["seeds"].items()
+            if found
+        },
+    )
+
+
+def _over_seeds(scores: list[float]) -> str:
+    spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
+    return f"{fmean(scores):.4f}{spread} ({len(scores)} trainings)"
