@@ -114,4 +114,5 @@ def _card(
 
 def _over_seeds(scores: list[float]) -> str:
     spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
-    return f"{fmean(scores):.4f}{spread} ({len(scores)} trainings)"
+    noun = "training" if len(scores) == 1 else "trainings"
+    return f"{fmean(scores):.4f}{spread} ({len(scores)} {noun})"
