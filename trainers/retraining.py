@@ -64,7 +64,7 @@ def train_and_export(training: Training, halvings: int = 0) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Testing:
+class SavedModel:
     """A saved model and the test rows, in a form that travels to another process."""
 
     folder: Path
@@ -73,11 +73,11 @@ class Testing:
     execution: TrialExecution
 
 
-def test(testing: Testing) -> tuple[dict[str, float], list[Prediction]]:
+def test(saved: SavedModel) -> tuple[dict[str, float], list[Prediction]]:
     """Metrics of a saved model on the test rows, and what it said of each."""
-    torch.set_num_threads(testing.execution.threads)
-    rows = task_data.load(testing.data, task_data.TEST)
-    return evaluate(testing.folder, testing.task, rows, use_gpu=testing.execution.use_gpu)
+    torch.set_num_threads(saved.execution.threads)
+    rows = task_data.load(saved.data, task_data.TEST)
+    return evaluate(saved.folder, saved.task, rows, use_gpu=saved.execution.use_gpu)
 
 
 def evaluate(

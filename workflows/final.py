@@ -10,7 +10,7 @@ from typing import Any
 
 from trainers import baselines, task_data
 from trainers import predictions as written
-from trainers.retraining import Testing, Training
+from trainers.retraining import SavedModel, Training
 from trainers.task_config import MAY_CHANGE, Hyperparameters, Metric, merit_of
 from trainers.task_types import TaskType, type_of
 from trainers.task_types.base import Examples
@@ -173,8 +173,8 @@ def _opened_test(
     )
     measured = [*candidates, *controls, *fewer]
     trainings = [one.training for one in measured]
-    testings = [Testing(one.output, one.task, one.data, one.execution) for one in trainings]
-    scores, predictions = zip(*all_tested(context, testings), strict=True)
+    models = [SavedModel(one.output, one.task, one.data, one.execution) for one in trainings]
+    scores, predictions = zip(*all_tested(context, models), strict=True)
     of_chosen = measured.index(chosen)
     truth = task_data.load(context.input("data"), task_data.TEST).labels
     written.write(context.output / written.FILE, truth, predictions[of_chosen])

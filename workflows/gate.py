@@ -14,7 +14,7 @@ from typing import Any
 
 from trainers import predictions, resampling, task_data
 from trainers.errors import DataError
-from trainers.retraining import Testing
+from trainers.retraining import SavedModel
 from trainers.task_config import TaskConfig
 from trainers.task_types import TaskType, class_of, type_of
 from trainers.task_types.base import Prediction
@@ -295,8 +295,8 @@ def _asked(
         run=context.run.paths.run_id,
     )
     execution = trainings.execution_of(context.run.execution.trials)
-    testing = Testing(folder, task, context.input("data"), execution)
-    ((_, said),) = trainings.all_tested(context, [testing], {folder: store.files(champion)})
+    saved = SavedModel(folder, task, context.input("data"), execution)
+    ((_, said),) = trainings.all_tested(context, [saved], {folder: store.files(champion)})
     return said
 
 

@@ -181,7 +181,7 @@ def _epochs(trials: Mapping[str, Mapping[str, Any]]) -> int:
 
 def _of_facts(facts: Mapping[str, Any]) -> str:
     """The first few plain values."""
-    if "reason" in facts:
+    if {"model", "outcome", "reason"} <= facts.keys():
         return f"{facts['model']} {facts['outcome']}: {facts['reason']}"
     shown = {
         name: f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

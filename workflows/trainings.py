@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.config import TrialConfig, WorkerConfig
 from trainers import retraining
-from trainers.retraining import Testing, Training
+from trainers.retraining import SavedModel, Training
 from trainers.task_config import Hyperparameters
 from trainers.task_inputs import TrialExecution
 from trainers.task_types.base import Prediction
@@ -87,13 +87,13 @@ def train_all(context: StageContext, plans: Sequence[Training]) -> list[Trained]
 
 
 def all_tested(
-    context: StageContext, testings: Sequence[Testing], stored: Mapping[Path, str] | None = None
+    context: StageContext, models: Sequence[SavedModel], stored: Mapping[Path, str] | None = None
 ) -> list[tuple[dict[str, float], list[Prediction]]]:
     """What saved models score on the test rows, and what they say of each.
 
     Args:
         context: of the step.
-        testings: the models.
+        models: each with the rows it is asked about.
         stored: names in the storage of folders that are neither the step's nor its inputs.
     """
     trial = context.run.execution.trials
@@ -101,9 +101,9 @@ def all_tested(
     if trial.workers > 1:  # the whole model need not fit the GPU of one of them
         worker = WorkerConfig(cpus=trial.cpus)
         on_cpu = replace(execution_of(trial), use_gpu=False)
-        testings = [replace(testing, execution=on_cpu) for testing in testings]
+        models = [replace(saved, execution=on_cpu) for saved in models]
     function = context.exchange(stored).mapped(retraining.test)
-    found: list[Any] = context.run.cluster.map(function, testings, worker, context.log)
+    found: list[Any] = context.run.cluster.map(function, models, worker, context.log)
     return found
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from trainers import retraining, task_data
-from trainers.retraining import Testing, Training
+from trainers.retraining import SavedModel, Training
 from trainers.task_config import Hyperparameters, TaskConfig
 from trainers.task_inputs import TrialExecution
 from trainers.task_types import class_of
@@ -114,7 +114,7 @@ def test_same_base_data_and_hyperparameters_score_the_same(tmp_path: Path) -> No
             execution=ONE,
         )
         retraining.train_and_export(plan)
-        tested = Testing(plan.output, task, data, ONE)
+        tested = SavedModel(plan.output, task, data, ONE)
         ours.append(retraining.test(tested)[0]["accuracy"])
         theirs.append(by_trainer(base, data, seed, tmp_path / f"trainer{seed}"))
     print(f"ours {ours}, Trainer's {theirs}")

@@ -15,7 +15,7 @@ from trainers import bases, retraining, task_data, tokenizer
 from trainers.errors import DataError
 from trainers.finetune import FineTuning
 from trainers.predict import Predictor
-from trainers.retraining import Testing, Training
+from trainers.retraining import SavedModel, Training
 from trainers.task_batches import batches_by_length
 from trainers.task_config import Hyperparameters, SplitConfig, TaskConfig, TaskDataConfig
 from trainers.task_inputs import TaskInputs, TrialExecution, task_inputs
@@ -286,7 +286,7 @@ def test_exported_model_says_what_the_training_measured(base: Path, tmp_path: Pa
     again, _ = retraining.evaluate(plan.output, task, task_data.load(data, task_data.VALIDATION))
     assert again == {name: scores[name] for name in again}
     test = task_data.load(data, task_data.TEST)
-    _, predictions = retraining.test(Testing(plan.output, task, data, ONE))
+    _, predictions = retraining.test(SavedModel(plan.output, task, data, ONE))
     labels = [prediction.label for prediction in predictions]
     stock = pipeline("text-classification", model=str(plan.output))
     assert [answer["label"] for answer in stock(test.texts)] == labels

@@ -39,6 +39,14 @@ def test_failure_is_told_by_its_cause() -> None:
     assert detail(view.steps["pretrain"]) == "no space"
 
 
+def test_a_verdict_is_told_and_facts_of_others_are_not_taken_for_one() -> None:
+    verdict = {"model": "t.tone@2", "outcome": "promoted", "reason": "better", "score": 0.5}
+    own = {"model": "mine", "reason": "I like it", "rows": 12}  # of a step of the user's own
+    for facts, told in ((verdict, "t.tone@2 promoted: better"), (own, "rows 12")):
+        view = view_of({"event": "step", "step": "pretrain", "state": "done", "facts": facts})
+        assert detail(view.steps["pretrain"]) == told
+
+
 def test_search_is_told_by_its_trials() -> None:
     view = view_of(
         {"event": "step", "step": "tone.tune", "state": "running"},
