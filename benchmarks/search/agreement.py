@@ -13,7 +13,7 @@ OURS, EXPERT, TRAINER = "pretune", "expert", "Trainer"
 TOLERANCE = 1e-3
 """Between Pretune and the expert, of a trial's score, and of its loss as a share of it."""
 TRAINER_TOLERANCE = 0.05
-"""Between Pretune and the Trainer, whose order of rows is another: of best and mean scores."""
+"""Between Pretune and the Trainer, whose dropout is another: of best and mean scores."""
 TRAINER_LOSS_TOLERANCE = 0.1
 """Of the mean training loss of a task's trials, as a share of it."""
 QUICK_TRAINER_TOLERANCE = 0.3
