@@ -19,6 +19,7 @@ from workflows import failpoints, sources, storage
 from workflows.artifacts import Artifacts, Attempt, output_name
 from workflows.cache import cache_folder
 from workflows.exchange import Exchange
+from workflows.family import Family
 from workflows.journal import DRIVER, Journal, Tail
 from workflows.leases import Heartbeat
 from workflows.ledger import Position, Record, stem_of
@@ -122,6 +123,8 @@ class RunContext:
     """Folder of the pipeline file."""
     searches: Sequence[Search]
     """Of the pipeline, which share the cluster."""
+    judging: tuple[str, ...] = ()
+    """Steps of this run that judge a model each."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,13 @@ class StageContext:
         run = self.run
         tail = Tail(run.paths.storage, run.paths.events, writer=DRIVER)
         return Share(run.cluster, run.execution.trials, run.searches, self.step.name, tail)
+
+    @property
+    def family(self) -> Family:
+        """The models that this run judges, the step's among them."""
+        paths = self.run.paths
+        steps = self.run.judging or (self.step.name,)
+        return Family(paths.storage, f"{paths.directory}/family", steps)
 
     @property
     def should_stop(self) -> StopNotice:

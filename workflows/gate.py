@@ -20,7 +20,15 @@ from trainers.task_types import TaskType, class_of, type_of
 from trainers.task_types.base import Prediction
 from workflows import final, model_card, significance, trainings
 from workflows.execution import StageContext
-from workflows.models import CANDIDATE, CHAMPION, ModelStore, ModelStoreError, Version
+from workflows.family import Family, Member
+from workflows.models import (
+    CANDIDATE,
+    CHAMPION,
+    ChampionChangedError,
+    ModelStore,
+    ModelStoreError,
+    Version,
+)
 from workflows.openings import open_test
 from workflows.pipeline import PromoteSpec
 from workflows.promotion import BY_HAND, Evaluation, Keep, Promote, Rival, decide, needed_gain
@@ -42,6 +50,12 @@ class Judgement:
     verdict: Promote | Keep
     challenger: Evaluation
     rivals: Mapping[str, Rival]
+
+    @property
+    def p(self) -> float:
+        """Of the gains that were asked for, the largest: all must be proved."""
+        asked = [self.rivals[name].gain for name in ("constant", "champion") if name in self.rivals]
+        return max((gain.p for gain in asked if gain is not None), default=0.0)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -88,17 +102,57 @@ def run(context: StageContext) -> Mapping[str, Any]:
         },
         documents=model_card.documents(context, result, found.facts),
     )
-    alias = CHAMPION if spec.promote.approve == "automatic" else CANDIDATE
-    if isinstance(found.verdict, Promote):
-        store.promote(
-            version,
-            expected=champion,
-            reason=found.verdict.reason,
-            run=context.run.paths.run_id,
-            alias=alias,
-        )
-        return _facts(store, version, alias, found.facts)
-    return _facts(store, version, None, found.facts)
+    is_proved = isinstance(found.verdict, Promote)
+    promotion = {
+        "version": version.number,
+        "name": version.name,
+        "expected": champion.number if champion else None,
+        "reason": found.verdict.reason,
+        "alias": CHAMPION if spec.promote.approve == "automatic" else CANDIDATE,
+    }
+    family = context.family
+    level = 1.0 - spec.promote.confidence
+    family.join(
+        context.step.name,
+        Member(found.p if is_proved else 1.0, level, promotion if is_proved else None),
+    )
+    _promote_proved(store, family, context.step.name, run=context.run.paths.run_id)
+    moved = store.moved(version)
+    facts = found.facts
+    if is_proved and moved is None:
+        facts |= {"reason": _waiting(family, context.step.name, found.verdict.reason)}
+    return _facts(store, version, moved and moved["alias"], facts)
+
+
+def _promote_proved(store: ModelStore, family: Family, step: str, *, run: str) -> None:
+    """Move the aliases that this run's models have earned by now, whichever step judged them.
+
+    Raises:
+        ChampionChangedError: the step's own model was compared with what is champion no more.
+    """
+    adjusted = family.adjusted()
+    for other, promotion in family.proved().items():
+        version = Version(promotion["name"], promotion["version"])
+        expected = promotion["expected"]
+        among = f"; {adjusted[other]:.3g} among {len(family.steps)} models of this run"
+        try:
+            store.promote(
+                version,
+                expected=None if expected is None else Version(version.name, expected),
+                reason=promotion["reason"] + (among if len(family.steps) > 1 else ""),
+                run=run,
+                alias=promotion["alias"],
+            )
+        except ChampionChangedError:
+            if other == step and store.moved(version) is None:
+                raise
+
+
+def _waiting(family: Family, step: str, reason: str) -> str:
+    return (
+        f"{reason}; {family.adjusted()[step]:.3g} among {len(family.steps)} models of this run, of "
+        f"which {len(family.judged())} are judged"
+    )
 
 
 def judge(

@@ -91,16 +91,27 @@ class Session:
                 return runner.run(
                     self.steps,
                     plan,
-                    self.context(cluster),
+                    self.context(cluster, plan),
                     self.journal,
                     fail_fast=fail_fast,
                     tick=live.tick,
                 )
 
-    def context(self, cluster: Cluster) -> RunContext:
+    def context(self, cluster: Cluster, plan: Plan) -> RunContext:
         """What the steps of this run share."""
-        searches = list(shares.searches(self.steps))
-        return RunContext(cluster, self.config.cluster, self.paths, self.base, searches)
+        judging = [
+            step.name
+            for step in self.steps
+            if step.kind == "promote" and plan.states[step.name] is planning.State.WAITING
+        ]
+        return RunContext(
+            cluster=cluster,
+            execution=self.config.cluster,
+            paths=self.paths,
+            base=self.base,
+            searches=list(shares.searches(self.steps)),
+            judging=tuple(judging),
+        )
 
     @property
     def journal(self) -> Journal:

@@ -44,6 +44,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "promote": (
         "workflows.gate:run",
         "workflows.promotion",
+        "workflows.family",
         "workflows.significance",
         "workflows.final:RESULT",
         "workflows.final:MODEL",
