@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from workflows.models import CHAMPION, ModelStore, Version
 from workflows.storage import Storage
 
 
@@ -61,6 +62,23 @@ class Family:
             for step, member in self.judged().items()
             if member.promotion is not None and adjusted[step] <= member.level
         }
+
+
+def outcome(name: str, alias: str | None) -> str:
+    """What became of a version of a model, for people; `alias` is what it was given, if any."""
+    if alias == CHAMPION:
+        return "promoted"
+    return "not promoted" if alias is None else f"waits for pretune models promote {name}@{alias}"
+
+
+def as_it_came(store: ModelStore, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a step `promote`, with what its model became when the run's others were judged."""
+    name, _, number = str(facts["model"]).partition("@")
+    moved = store.moved(Version(name, int(number)))
+    if moved is None:
+        return dict(facts)
+    told = {"promoted": moved["alias"] == CHAMPION, "outcome": outcome(name, moved["alias"])}
+    return {**facts, **told, "reason": moved["reason"]}
 
 
 def holm(found: Mapping[str, float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from trainers.task_types import TaskType, class_of, type_of
 from trainers.task_types.base import Prediction
 from workflows import final, model_card, significance, trainings
 from workflows.execution import StageContext
-from workflows.family import Family, Member
+from workflows.family import Family, Member, outcome
 from workflows.models import (
     CANDIDATE,
     CHAMPION,
@@ -34,8 +34,6 @@ from workflows.pipeline import PromoteSpec
 from workflows.promotion import BY_HAND, Evaluation, Keep, Promote, Rival, decide, needed_gain
 from workflows.significance import Gain
 from workflows.task_section import PromoteConfig
-
-_APPROVE = "pretune models promote {}@candidate"
 
 Read = Callable[[str], bytes]
 """Gives a file of a model's folder by its name."""
@@ -368,11 +366,10 @@ def _decided_before(
 def _facts(
     store: ModelStore, version: Version, alias: str | None, judgement: Mapping[str, Any]
 ) -> dict[str, Any]:
-    outcomes = {CHAMPION: "promoted", CANDIDATE: f"waits for {_APPROVE.format(version.name)}"}
     return {
         "model": str(version),
         "promoted": alias == CHAMPION,
-        "outcome": "not promoted" if alias is None else outcomes[alias],
+        "outcome": outcome(version.name, alias),
         "champion": str(store.champion(version.name) or ""),
         **judgement,
     }

@@ -53,13 +53,19 @@ _ORIGINS = {
 }
 
 
-def render(pipeline: str, steps: Sequence[str], finished: Mapping[str, Finished]) -> str:
+def render(
+    pipeline: str,
+    steps: Sequence[str],
+    finished: Mapping[str, Finished],
+    promotions: Mapping[str, Mapping[str, Any]],
+) -> str:
     """The page.
 
     Args:
         pipeline: its name.
         steps: names of all steps, in order.
         finished: those that succeeded, by name.
+        promotions: what became of models, by the step that judged them.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
@@ -71,7 +77,7 @@ def render(pipeline: str, steps: Sequence[str], finished: Mapping[str, Finished]
         data=_data(finished.get("corpus"), finished.get("tokens")),
         pretraining=_pretraining(finished.get("pretrain")),
         base=finished["base"].record.facts if "base" in finished else None,
-        tasks=[_task(name, finished) for name in tasks],
+        tasks=[_task(name, finished, promotions) for name in tasks],
     )
 
 
@@ -135,7 +141,9 @@ def _pretraining(step: Finished | None) -> dict[str, Any] | None:
     return {"facts": step.record.facts, "chart": _loss_chart(found["history"])}
 
 
-def _task(name: str, finished: Mapping[str, Finished]) -> dict[str, Any]:
+def _task(
+    name: str, finished: Mapping[str, Finished], promotions: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name}
     if tune := finished.get(f"{name}.tune"):
         trials = json.loads((tune.output / "trials.json").read_text(encoding="utf-8"))
@@ -150,8 +158,8 @@ def _task(name: str, finished: Mapping[str, Finished]) -> dict[str, Any]:
         found["fractions"] = fractions(result)
         if found["fractions"]:
             found["fractions_chart"] = _fractions_chart(found["fractions"], result["metric"])
-    if promote := finished.get(f"{name}.promote"):
-        found["promotion"] = promote.record.facts
+    if promotion := promotions.get(f"{name}.promote"):
+        found["promotion"] = promotion
     return found
 
 

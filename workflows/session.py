@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster import capacity
 from cluster.interface import Cluster
 from trainers.task_config import TaskConfig
-from workflows import outside, planning, probe, runner, shares
+from workflows import family, outside, planning, probe, runner, shares
 from workflows.artifacts import Artifacts
 from workflows.config import ConfigError, PipelineConfig, as_yaml
 from workflows.execution import RunContext, RunPaths
@@ -138,7 +138,11 @@ class Session:
         return {
             "run": self.paths.run_id,
             "states": {name: str(state) for name, state in result.states.items()},
-            "promotions": {name: record.facts for name, record in records.items() if record},
+            "promotions": {
+                name: family.as_it_came(store, record.facts)
+                for name, record in records.items()
+                if record
+            },
             "champions": {
                 step.spec.model: str(champion)
                 for step in promoting

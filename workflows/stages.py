@@ -5,7 +5,7 @@ from typing import Any
 
 from trainers import bases, corpus, probe, task_data, tokenizer, tokens
 from trainers.task_types import class_of
-from workflows import corpora, features, final, gate, pretraining, trainings, tuning
+from workflows import corpora, family, features, final, gate, pretraining, trainings, tuning
 from workflows.artifacts import Finished
 from workflows.execution import StageContext
 from workflows.models import ModelStore
@@ -112,7 +112,14 @@ def write_report(context: StageContext) -> Facts:
     from workflows import report  # imports matplotlib
 
     name = context.spec(SummarySpec).name
-    page = report.render(name, list(context.step.inputs), _finished(context))
+    store = ModelStore(context.run.paths.storage)
+    finished = _finished(context)
+    promotions = {
+        step: family.as_it_came(store, one.record.facts)
+        for step, one in finished.items()
+        if one.record.kind == "promote"
+    }
+    page = report.render(name, list(context.step.inputs), finished, promotions)
     paths = context.run.paths
     paths.storage.write(paths.report, page.encode())
     (context.output / "report.html").write_text(page, encoding="utf-8")

@@ -68,7 +68,7 @@ def test_what_became_of_the_documents_is_told() -> None:
         "corpus": finished(train=12345, duplicates=67, malformed=0),
         "tokens": finished(tokens=890123, padding_share=0.000806),
     }
-    page = render("p", list(steps), steps)
+    page = render("p", list(steps), steps, {})
     for name, value in [
         ("documents to train on", "12,345"),
         ("duplicates left out", "67"),
@@ -76,7 +76,7 @@ def test_what_became_of_the_documents_is_told() -> None:
         ("share of padding", "0.000806"),
     ]:
         assert f'<tr><td>{name}</td><td class="n">{value}</td></tr>' in page
-    assert "<h2>Data</h2>" not in render("p", list(steps), {})
+    assert "<h2>Data</h2>" not in render("p", list(steps), {}, {})
 
 
 def test_shares_of_labels_are_told_by_number_with_the_base_and_without() -> None:
