@@ -223,20 +223,38 @@ def _ranks(counts: Values, order: NDArray[np.int64], begins: NDArray[np.int64]) 
 
 
 def _area(truth: Values, probabilities: Values) -> Resampled:
-    """Under the ROC curve, the mean over labels that have one (Hanley and McNeil 1982)."""
-    ties = [_ties(column) for column in probabilities.T]
+    """Under the ROC curve, the mean over labels that have one (Hanley and McNeil 1982).
+
+    Of each label the share of pairs, a row with it and one without, that are in the right order; a
+    tie counts half.
+    """
+    plans = [_pairs(true == 1, scores) for true, scores in zip(truth.T, probabilities.T, strict=True)]
 
     def area(counts: Values) -> Values:
+        of_rows = np.ascontiguousarray(counts.T)  # whole rows are gathered below
         areas, has_curve = [], []
-        for true, (order, begins) in zip(truth.T, ties, strict=True):
-            sorted_counts = counts[:, order]
-            with_label = np.add.reduceat(sorted_counts * true[order], begins, axis=1)
-            without = np.add.reduceat(sorted_counts, begins, axis=1) - with_label
-            below = np.cumsum(without, axis=1) - without / 2
-            pairs = with_label.sum(1) * without.sum(1)
-            areas.append(_divided((with_label * below).sum(1), pairs))
+        for with_label, without_label, first, last in plans:
+            below = np.zeros((len(without_label) + 1, len(counts)))
+            np.cumsum(of_rows[without_label], axis=0, out=below[1:])
+            own = of_rows[with_label]
+            pairs = own.sum(0) * below[-1]
+            in_order = np.einsum("ij,ij->j", own, below[first] + below[last]) / 2
+            areas.append(_divided(in_order, pairs))
             has_curve.append(pairs > 0)
         curves = np.sum(has_curve, axis=0)
         return np.where(curves > 0, _divided(np.sum(areas, axis=0), curves.astype(float)), np.nan)
 
     return area
+
+
+def _pairs(has_label: NDArray[np.bool_], scores: Values) -> tuple[NDArray[np.int64], ...]:
+    """Rows with the label; those without, ascending; of each of the former, how many of the latter
+    score less, and how many no more.
+    """
+    with_label, without_label = np.flatnonzero(has_label), np.flatnonzero(~has_label)
+    without_label = without_label[np.argsort(scores[without_label], kind="stable")]
+    first, last = (
+        np.searchsorted(scores[without_label], scores[with_label], side)
+        for side in ("left", "right")
+    )
+    return with_label, without_label, first, last
