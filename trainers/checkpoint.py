@@ -1,6 +1,7 @@
 """Checkpoints to resume from, as folders: files, each rank's part, and the manifest, last.
 
-A folder without a manifest is no checkpoint. All that is needed to go on exactly is in it: weights
+A folder without a manifest is no checkpoint, and a manifest is sealed: one bit of it that differs is
+damage. All that is needed to go on exactly is in it: weights
 and optimizer (and loss scale) in the engine's files, the rest in the manifest's `state`. State of
 random generators is not: `loop.train` seeds every step from (seed, step, rank).
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainers import manifest
+from trainers import manifest, seals
 from trainers.pretrain_config import CheckpointConfig
 
 MANIFEST = "manifest.json"
@@ -62,7 +63,7 @@ def directory_of(root: Path, step: int) -> Path:
 def write_part(directory: Path, rank: int, files: Mapping[str, Any]) -> None:
     """Say durably what files a rank has written."""
     (directory / PARTS).mkdir(exist_ok=True)
-    _write_durably(_part(directory, rank), files)
+    _write_durably(_part(directory, rank), json.dumps(files, indent=1).encode())
     sync_folder(directory)
 
 
@@ -79,8 +80,10 @@ def parts(directory: Path, world_size: int) -> dict[str, Any] | None:
 
 def seal(directory: Path, *, step: int, state: Mapping[str, Any], files: Mapping[str, Any]) -> None:
     """Make a written folder a checkpoint: called once, after all ranks have written."""
-    content = {"schema_version": 1, "step": step, "state": state, "files": files}
-    _write_durably(directory / MANIFEST, content)
+    told = manifest.describe(directory / PARTS)
+    all_files = {**files, **{f"{PARTS}/{name}": facts for name, facts in told.items()}}
+    content = {"schema_version": 2, "step": step, "state": state, "files": all_files}
+    _write_durably(directory / MANIFEST, seals.sealed(content, directory.name))
     sync_folder(directory.parent)
 
 
@@ -166,18 +169,17 @@ def _kept(directory: Path) -> Kept | None:
 
 
 def _content(directory: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    return content
+    return seals.opened((directory / MANIFEST).read_bytes(), directory.name)
 
 
 def _part(directory: Path, rank: int) -> Path:
     return directory / PARTS / f"rank-{rank:05d}.json"
 
 
-def _write_durably(path: Path, content: Mapping[str, Any]) -> None:
+def _write_durably(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainers import manifest
-from workflows import failpoints, model_files, seals, storage
+from trainers import manifest, seals
+from workflows import failpoints, model_files, storage
 from workflows.storage import Storage
 
 MODELS = "models"

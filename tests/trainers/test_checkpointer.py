@@ -1,7 +1,7 @@
 """One rank's checkpoints with the plain engine: saved, sealed, found, refused."""
 
-import json
 import logging
+import random
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from trainers import checkpoint, optim, snapshot
+from trainers import checkpoint, optim, seals, snapshot
 from trainers.checkpoint import CheckpointError, Share
 from trainers.checkpointer import Checkpointer
 from trainers.engine import PlainEngine, Ranks
 from trainers.errors import DataError
 from trainers.pretrain_config import CheckpointConfig
 from trainers.snapshot import SnapshotError
+
+
+FLIPS = 1000
 
 
 def loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -119,6 +122,34 @@ def test_damaged_checkpoint_is_told_and_the_one_before_is_used(
     assert "step-000000010 is not used" in line
 
 
+def test_each_of_a_thousand_flipped_bits_is_found(tmp_path: Path) -> None:
+    saved = checkpointer(tmp_path)
+    saved.save(5, {"cursor": 20, "history": [{"loss": 2.5}]})
+    saved.finish()
+    (directory,) = checkpoint.sealed(tmp_path)
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    assert len(files) == 3  # the engine's, the rank's part, the manifest
+    generator = random.Random(0)
+    for _ in range(FLIPS):
+        path = generator.choice(files)
+        content = path.read_bytes()
+        bit = generator.randrange(8 * len(content))
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match="no checkpoint is intact"):
+            checkpointer(tmp_path).newest()
+        path.write_bytes(content)
+    assert checkpoint.damage(directory) is None
+
+
+def test_manifest_of_another_step_is_damage(tmp_path: Path) -> None:
+    save_all(tmp_path, 5, 10)
+    older, newer = (checkpoint.directory_of(tmp_path, number) for number in (5, 10))
+    (newer / checkpoint.MANIFEST).write_bytes((older / checkpoint.MANIFEST).read_bytes())
+    assert "not what was written there" in (checkpoint.damage(newer) or "")
+
+
 def test_where_none_is_intact_training_does_not_begin_anew(tmp_path: Path) -> None:
     save_all(tmp_path, 5, 10)
     for directory in checkpoint.sealed(tmp_path):
@@ -195,10 +226,11 @@ def test_two_are_never_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_checkpoint_of_another_engine_is_refused(tmp_path: Path) -> None:
     save_all(tmp_path, 5)
-    manifest = checkpoint.directory_of(tmp_path, 5) / checkpoint.MANIFEST
-    content = json.loads(manifest.read_text())
+    directory = checkpoint.directory_of(tmp_path, 5)
+    manifest = directory / checkpoint.MANIFEST
+    content = seals.opened(manifest.read_bytes(), directory.name)
     content["state"]["engine"]["optimizer"] = "Muon"
-    manifest.write_text(json.dumps(content))
+    manifest.write_bytes(seals.sealed(content, directory.name))
     other = checkpointer(tmp_path)
     found = other.newest()
     assert found is not None

@@ -1,6 +1,6 @@
 import pytest
 
-from workflows.seals import BrokenSealError, opened, sealed
+from trainers.seals import BrokenSealError, opened, sealed
 
 ENTRY = {"version": 3, "reason": "better", "score": float("inf"), "nested": {"a": [1, None]}}
 
