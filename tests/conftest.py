@@ -5,7 +5,7 @@ import os
 import random
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,30 @@ def save_base(folder: Path) -> None:
         pad_token_id=1,
     )
     LlamaForCausalLM(network).save_pretrained(folder)
+
+
+def save_classifier(folder: Path, labels: Sequence[str], *, of_words: bool = False) -> Path:
+    """A Hugging Face folder of a small encoder with a head, of random weights."""
+    from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
+
+    from trainers import tokenizer
+    from trainers.config import TokenizerConfig
+
+    config = TokenizerConfig(train="bpe", vocab_size=300)
+    tokenizer.build(config, folder, [" ".join(WORDS[:2000])], 64).save_pretrained(folder)
+    network = BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=1.0,  # or it would say the same of every text
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
+    head = BertForTokenClassification if of_words else BertForSequenceClassification
+    head(network).save_pretrained(folder)
+    return folder
 
 
 def tiny_pipeline(folder: Path) -> dict[str, Any]:

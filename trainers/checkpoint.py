@@ -1,9 +1,9 @@
 """Checkpoints to resume from, as folders: files, each rank's part, and the manifest, last.
 
-A folder without a manifest is no checkpoint, and a manifest is sealed: one bit of it that differs is
-damage. All that is needed to go on exactly is in it: weights
-and optimizer (and loss scale) in the engine's files, the rest in the manifest's `state`. State of
-random generators is not: `loop.train` seeds every step from (seed, step, rank).
+A folder without a manifest is no checkpoint, and the manifest is sealed: one bit that differs is
+damage. All that is needed to go on exactly is in it: weights and optimizer (and loss scale) in the
+engine's files, the rest in the manifest's `state`. State of random generators is not: `loop.train`
+seeds every step from (seed, step, rank).
 """
 
 import json

@@ -107,7 +107,7 @@ def rows(data: TaskDataConfig, path: Path) -> Iterator[Row]:
     """
     if data.format == "conll":
         return _sentences(str(path), data.encoding)
-    raw = _records(str(path), data.format, data.encoding)
+    raw = _records(Span(str(path), 0, END), data.format, data.encoding)
     return (
         {name: _field(row, column, path, where) for name, column in data.columns.items()}
         for where, row in raw
@@ -125,7 +125,7 @@ def columns(path: str | Path, source_format: str, encoding: str) -> list[str] | 
             return list(file.schema_arrow.names)
     if source_format not in {"csv", "jsonl"}:
         return None
-    first = next(_records(str(path), source_format, encoding), None)
+    first = next(_records(Span(str(path), 0, END), source_format, encoding), None)
     return list(first[1]) if first else []
 
 
@@ -226,17 +226,45 @@ def _field(row: Row, column: str, path: Path, where: _Where) -> Any:
     return row[column]
 
 
-def _records(place: str, source_format: str, encoding: str) -> Iterator[tuple[_Where, Row]]:
+def records(shard: Shard) -> Iterator[tuple[Callable[[], str], Row]]:
+    """Whole rows of a shard, each with what tells its file and place until the next is asked for.
+
+    Of `lines` each is a row with the column that `source.text` names.
+
+    Raises:
+        DataError: names the file and the place of what cannot be read.
+    """
+    source = shard.source
+    for span in shard.spans:
+        for where, row in _records(span, source.format, source.encoding, line_as=source.text):
+            yield partial(_placed, span.file, where), row
+
+
+def _placed(file: str, where: _Where) -> str:
+    return f"{file}, {where()}"
+
+
+def _records(
+    span: Span, source_format: str, encoding: str, *, line_as: str = "text"
+) -> Iterator[tuple[_Where, Row]]:
     """Whole rows with their places, counted from 1 as a person would in that format."""
     match source_format:
         case "jsonl":
-            return _json_rows(Lines(place, encoding, _refuse), END, _refuse)
+            lines = Lines(span.file, encoding, _refuse, span.start)
+            return _json_rows(lines, span.stop, _refuse)
+        case "lines":
+            lines = Lines(span.file, encoding, _refuse, span.start)
+            return (
+                (lines.where, {line_as: line.strip()})
+                for line in _lines(lines, span.stop)
+                if not line.isspace()
+            )
         case "csv":
-            return _csv_rows(place, encoding, _refuse)
+            return _csv_rows(span.file, encoding, _refuse)
         case "parquet":
-            return _parquet_rows(place)
+            return _parquet_rows(span)
         case "dataset":
-            return _saved_rows(place)
+            return _saved_rows(span.file)
     raise AssertionError(source_format)
 
 
@@ -308,15 +336,18 @@ def _csv_fields(reader: Any, place: str, tell: Tell) -> Iterator[list[str]]:
             return
 
 
-def _parquet_rows(place: str) -> Iterator[tuple[_Where, Row]]:
-    number = 0
+def _parquet_rows(span: Span) -> Iterator[tuple[_Where, Row]]:
+    """Rows of the row groups of a span."""
+    place, number = span.file, 0
 
     def where() -> str:
         return f"row {number}"
 
     try:
         with tables.parquet(place) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            groups = range(span.start, min(span.stop, file.num_row_groups))
+            number = sum(file.metadata.row_group(n).num_rows for n in range(span.start))
+            for batch in file.iter_batches(batch_size=1024, row_groups=list(groups)):
                 for row in batch.to_pylist():
                     number += 1
                     yield where, row

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from cluster.config import POPULATION
 from workflows import history, session
-from workflows.cli_models import models, predict
+from workflows.cli_models import models
+from workflows.cli_predict import predict
 from workflows.cli_pretrain import verify_resume
 from workflows.cli_run import end_by_failures, run_until_it_ends
 from workflows.config import ConfigError, PipelineConfig, load_config

@@ -1,11 +1,10 @@
-"""The commands about models: `pretune models ...` and `pretune predict`."""
+"""The commands `pretune models ...`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from workflows import session
 from workflows.console import (
     FAILED,
     STORAGE,
@@ -280,42 +279,6 @@ def _flat(facts: dict[str, Any], before: str = "") -> dict[str, Any]:
         else:
             found[f"{before}{name}"] = value
     return found
-
-
-def predict(
-    reference: Reference,
-    texts: Annotated[list[str], typer.Argument(help="Texts to label; or pairs of them.")],
-    storage: StorageOption = STORAGE,
-    as_json: AsJson = False,
-) -> None:
-    """Label texts with a model of the store.
-
-    Example: `pretune predict tweets.sentiment@champion "what a lovely flight"`
-    """
-    store = ModelStore(Storage.at(storage))
-    version = store.resolve(reference)
-    folder = store.verified(version)
-    task = store.facts(version)["task"]
-    rows = session.predict(folder, task, texts)
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        out.print(_prediction(row), markup=False, highlight=False, soft_wrap=True)
-
-
-def _prediction(row: dict[str, Any]) -> str:
-    text = " | ".join(filter(None, [str(row["text"]), row.get("text_pair")]))
-    if row["score"] is None:  # the label is a number, or an answer
-        label = row["label"]
-        return f"{label:.4f}  {text}" if isinstance(label, float) else f"{label}  <- {text}"
-    if isinstance(row["text"], list):
-        pairs = zip(row["text"], row["label"], strict=True)
-        return " ".join(word if label == "O" else f"{word}/{label}" for word, label in pairs)
-    if isinstance(row["label"], list):
-        scored = zip(row["label"], row["score"], strict=True)
-        return f"{', '.join(f'{name} {score:.3f}' for name, score in scored) or '-'}  {text}"
-    return f"{row['label']} {row['score']:.3f}  {text}"
 
 
 def _told(value: Any) -> str:

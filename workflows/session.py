@@ -2,7 +2,6 @@
 
 import json
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +11,9 @@ from rich.console import Console
 
 from cluster import capacity
 from cluster.interface import Cluster
-from trainers.task_config import TaskConfig
 from workflows import family, outside, planning, probe, runner, shares
 from workflows.artifacts import Artifacts
-from workflows.config import ConfigError, PipelineConfig, as_yaml
+from workflows.config import PipelineConfig, as_yaml
 from workflows.execution import RunContext, RunPaths
 from workflows.history import PLAN
 from workflows.journal import DRIVER, Journal, Tail
@@ -164,34 +162,6 @@ class Session:
         if record is None:
             return None
         return str(self.artifacts.output(record) / "report.html")
-
-
-def predict(folder: Path, task: dict[str, Any], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Label texts; for token classification their words are what white space separates."""
-    from trainers.predict import Predictor  # loads torch
-
-    config = TaskConfig.model_validate(task)
-    rows: list[Any] = list(texts)
-    pairs: list[str] | None = None
-    if config.type == "token_classification":
-        rows = [text.split() for text in texts]
-    elif config.data.text_pair is not None:
-        if len(rows) % 2:
-            is_asked = config.type == "question_answering"
-            told = "answers from a text: give text, question" if is_asked else "compares two texts"
-            raise ConfigError(f"the model {told}: give pairs, an even number, not {len(rows)}")
-        rows, pairs = rows[::2], rows[1::2]
-    predictions = Predictor(folder, config).predict(rows, pairs)
-    others: Sequence[str | None] = pairs or [None] * len(rows)
-    return [
-        {
-            "text": row,
-            **({} if pair is None else {"text_pair": pair}),
-            "label": prediction.label,
-            "score": prediction.score,
-        }
-        for row, pair, prediction in zip(rows, others, predictions, strict=True)
-    ]
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:

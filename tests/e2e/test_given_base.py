@@ -66,16 +66,15 @@ def test_answers_are_found_and_written_from_a_folder(tmp_path: Path) -> None:
     assert "whole text" in report
 
     storage = ("--storage", tmp_path / "storage", "--json")
-    asked = pretune("predict", "given.ask", "we met in Rome 9", "where", *storage, folder=tmp_path)
+    question = ("--text", "we met in Rome 9", "--text", "where")
+    asked = pretune("predict", "given.ask", *question, *storage, folder=tmp_path)
     (found,) = json.loads(asked.stdout)
-    assert found["label"]
-    assert found["label"] in "we met in Rome 9"
-    asked = pretune(
-        *("predict", "given.ask", "we met in Rome 9", "where", *storage[:2]), folder=tmp_path
-    )
-    assert asked.stdout == f"{found['label']}  <- we met in Rome 9 | where\n"
-    written = pretune("predict", "given.write", "we met in Rome 9", *storage, folder=tmp_path)
-    assert set(json.loads(written.stdout)[0]) == {"text", "label", "score"}
+    assert found["prediction"]
+    assert found["prediction"] in "we met in Rome 9"
+    asked = pretune("predict", "given.ask", *question, *storage[:2], folder=tmp_path)
+    assert asked.stdout == f"{found['prediction']}  <- we met in Rome 9 | where\n"
+    written = pretune("predict", "given.write", *question[:2], *storage, folder=tmp_path)
+    assert set(json.loads(written.stdout)[0]) == {"text", "prediction", "score"}
 
 
 def test_what_a_population_found_is_trained_again(tmp_path: Path) -> None:

@@ -149,11 +149,11 @@ def test_whole_pipeline_runs_on_an_object_store(tmp_path: Path, remote: Storage)
     steps = json.loads(status.stdout)["steps"]
     assert {step["state"] for step in steps.values()} == {"done"}
     answer = pretune(
-        *("predict", "tiny.tone", "a wonderful day", "--json", "--storage", remote.root),
+        *("predict", "tiny.tone", "--text", "a wonderful day", "--json", "--storage", remote.root),
         folder=tmp_path,
         **elsewhere,
     )
-    assert [row["label"] for row in json.loads(answer.stdout)] == ["good"]
+    assert [row["prediction"] for row in json.loads(answer.stdout)] == ["good"]
     # Computed anew from inputs that only the storage has.
     forced = pretune(
         "run", pipeline, "--force", "tone.tune", "--json", folder=tmp_path, **elsewhere

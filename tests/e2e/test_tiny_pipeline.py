@@ -114,17 +114,16 @@ def test_models_are_listed_shown_and_used(finished: Run) -> None:
     facts = json.loads(shown.stdout)
     assert "model.safetensors" in facts["files"]
     assert facts["promotions"][0]["reason"].startswith("the first")
-    texts = ("a wonderful day", "a terrible day")
+    texts = ("--text", "a wonderful day", "--text", "a terrible day")
     answer = pretune(
         "predict", "tiny.tone@champion", *texts, "--json", *storage, folder=finished.folder
     )
-    assert [row["label"] for row in json.loads(answer.stdout)] == ["good", "bad"]
-    words = pretune(
-        "predict", "tiny.places", "we met in Rome", "--json", *storage, folder=finished.folder
-    )
+    assert [row["prediction"] for row in json.loads(answer.stdout)] == ["good", "bad"]
+    texts = ("--text", "we met in Rome")
+    words = pretune("predict", "tiny.places", *texts, "--json", *storage, folder=finished.folder)
     (row,) = json.loads(words.stdout)
     assert row["text"] == ["we", "met", "in", "Rome"]
-    assert len(row["label"]) == 4
+    assert len(row["prediction"]) == 4
 
 
 def test_promoted_model_is_a_plain_hugging_face_folder(finished: Run) -> None:
@@ -202,11 +201,11 @@ def test_numbers_for_pairs_are_learnt_by_adapters_and_with_fewer_labels(finished
     assert whole["pretrained"] == [result["test"]]
     assert "With fewer labels" in Path(summary["report"]).read_text(encoding="utf-8")
     predict = ("predict", "tiny.alike@1", "--json", "--storage", finished.storage)
-    told = pretune(*predict, "one text", "another", folder=finished.folder)
+    told = pretune(*predict, "--text", "one", "--text", "another", folder=finished.folder)
     (row,) = json.loads(told.stdout)
     assert row["text_pair"] == "another"
-    assert isinstance(row["label"], float)
-    odd = pretune(*predict, "one text", folder=finished.folder)
+    assert isinstance(row["prediction"], float)
+    odd = pretune(*predict, "--text", "one", folder=finished.folder)
     assert odd.returncode == 2
     assert "give pairs" in odd.stderr
 

@@ -18,7 +18,6 @@ from trainers.errors import DataError
 from trainers.pretrain_config import CheckpointConfig
 from trainers.snapshot import SnapshotError
 
-
 FLIPS = 1000
 
 

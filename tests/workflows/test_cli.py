@@ -104,7 +104,7 @@ def test_address_where_no_cluster_answers_is_refused_and_nothing_is_written(
     [
         ("status", "--storage", "nowhere"),
         ("models", "show", "tiny.tone", "--storage", "nowhere"),
-        ("predict", "tiny.tone", "text", "--storage", "nowhere"),
+        ("predict", "tiny.tone", "--text", "text", "--storage", "nowhere"),
         ("validate", "nowhere.yaml"),
     ],
 )
