@@ -112,9 +112,10 @@ def _on_ray(
         config = ClusterConfig(address=address)
     except ValidationError as error:
         raise usage_error(f"--address {address}: {error.errors()[0]['msg']}") from None
+    shards = inference.parts_of(source, model.task)
     try:
         with connect(config) as cluster:
-            return inference.label_on_cluster(model, source, output, cluster, worker)
+            return inference.label_on_cluster(model, shards, output, cluster, worker)
     except (CapacityError, UnreachableError) as error:
         raise usage_error(str(error)) from None
     except (TaskFailedError, WorkerLostError) as error:

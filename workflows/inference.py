@@ -143,8 +143,20 @@ def label_file(model: Model, source: str, output: Path | IO[bytes], *, use_gpu: 
         return Labelled(inference.label(predictor, shard, output, output_format), 1)
 
 
+def parts_of(source: str, task: TaskConfig) -> list[Shard]:
+    """An input in parts that are labelled on their own, in its order.
+
+    Raises:
+        DataError: there is no such input.
+    """
+    if source == STDIN:
+        raise DataError("standard input cannot be cut into parts; give a file")
+    config, places = _source(source, task)
+    return pieces.cut(config, 0, places, _PART_BYTES)
+
+
 def label_on_cluster(
-    model: Model, source: str, output: Storage, cluster: Cluster, worker: WorkerConfig
+    model: Model, shards: Sequence[Shard], output: Storage, cluster: Cluster, worker: WorkerConfig
 ) -> Labelled:
     """Label the rows of files part by part, each in a task of the cluster.
 
@@ -153,13 +165,13 @@ def label_on_cluster(
 
     Args:
         model: of the store.
-        source: a file, a glob or a URL that every node sees.
+        shards: of files that every node sees.
         output: a folder or URL that every node sees.
         cluster: that does it.
         worker: what one process is given.
 
     Raises:
-        DataError: there is no input, or the folder is of another model or input.
+        DataError: the folder is of another model or input.
         CapacityError: the cluster can never hold such a process; nothing was written.
     """
     whole = cluster.capacity()
@@ -168,9 +180,8 @@ def label_on_cluster(
             f"a process is to have {worker.cpus} CPUs and {worker.gpus:g} GPUs, but the whole "
             f"cluster has {whole.cpus:g} CPUs and {whole.gpus:g} GPUs"
         )
-    shards = _parts_of(source, model.task)
     suffix = _SUFFIXES.get(shards[0].source.format, ".jsonl")
-    _claim(output, model, source, shards)
+    _claim(output, model, shards)
     there = output.find("")
     parts = [
         Part(model, shard, output, f"part-{number:06d}{suffix}", worker)
@@ -208,13 +219,6 @@ def _whole(source: str, task: TaskConfig) -> Shard:
     return Shard(config, 0, tuple(Span(place, 0, END) for place in places))
 
 
-def _parts_of(source: str, task: TaskConfig) -> list[Shard]:
-    if source == STDIN:
-        raise DataError("standard input cannot be cut into parts; give a file")
-    config, places = _source(source, task)
-    return pieces.cut(config, 0, places, _PART_BYTES)
-
-
 def _source(source: str, task: TaskConfig) -> tuple[SourceConfig, list[str]]:
     """How an input is read, and its files."""
     input_format = format_of(source)
@@ -250,7 +254,7 @@ def _appearing(path: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
-def _claim(output: Storage, model: Model, source: str, shards: Sequence[Shard]) -> None:
+def _claim(output: Storage, model: Model, shards: Sequence[Shard]) -> None:
     """Say what a folder is of; or make sure that it is of the same.
 
     Raises:
@@ -272,7 +276,7 @@ def _claim(output: Storage, model: Model, source: str, shards: Sequence[Shard]) 
         output.write(_PLAN, content)
     elif output.read(_PLAN) != content:
         raise DataError(
-            f"{output.root} has predictions of another model, or of other rows than {source} has "
+            f"{output.root} has predictions of another model, or of other rows than the input has "
             "now; give a new folder, or remove that one"
         )
 

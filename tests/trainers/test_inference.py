@@ -27,11 +27,8 @@ ROWS: list[dict[str, Any]] = [
 
 
 def task(**section: Any) -> TaskConfig:
-    data = {
-        "path": "rows.csv",
-        "split": {"test": 0.2, "validation": 0.2},
-        **section.pop("data", {}),
-    }
+    data = {"path": "rows.csv", "split": {"test": 0.2, "validation": 0.2}}
+    data |= section.pop("data", {})
     given = {"type": "classification", "metric": "accuracy", "max_length": 64, **section}
     return TaskConfig.model_validate({**given, "data": data})
 
@@ -154,7 +151,7 @@ def test_pairs_stand_in_two_columns(tmp_path: Path) -> None:
     [
         (
             {"body": "text"},
-            "rows.jsonl, line 2: no column 'text', which the model reads; it has 'b",
+            "rows.jsonl, line 2: no column 'text', which the model reads; it has",
         ),
         ({"text": 3}, "rows.jsonl, line 2: column 'text' holds no text but a value of type int"),
         ({"text": ["a"]}, "column 'text' holds no text but a value of type list"),

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from cluster.interface import TaskFailedError
 from cluster.local import LocalCluster
 from trainers import inference as labelling
 from trainers.errors import DataError
+from trainers.pieces import Shard
 from workflows import inference
 from workflows.cli import app
 from workflows.inference import Labelled, Model
@@ -47,6 +50,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(local: Storage, folder: Path) -> Model:
     return add(local, folder)
+
+
+def shards(model: Model, source: str) -> list[Shard]:
+    return inference.parts_of(source, model.task)
 
 
 def write_parquet(path: Path) -> Path:
@@ -133,9 +140,9 @@ def test_parts_of_a_failed_run_are_reused_and_those_of_others_refused(
     with monkeypatch.context() as patch:
         patch.setattr(labelling, "label", failing)
         with pytest.raises(TaskFailedError, match="the disk is gone"):
-            inference.label_on_cluster(model, source, output, LocalCluster(), ONE)
+            inference.label_on_cluster(model, shards(model, source), output, LocalCluster(), ONE)
     assert set(output.find("")) == {"_plan.json", "part-000000.parquet", "part-000001.parquet"}
-    done = inference.label_on_cluster(model, source, output, LocalCluster(), ONE)
+    done = inference.label_on_cluster(model, shards(model, source), output, LocalCluster(), ONE)
     assert done == Labelled(rows=20, parts=4, reused=2)
     parts = sorted(name for name in output.find("") if name.startswith("part-"))
     tables = [pyarrow.parquet.read_table(io.BytesIO(output.read(part))) for part in parts]
@@ -144,10 +151,10 @@ def test_parts_of_a_failed_run_are_reused_and_those_of_others_refused(
 
     other = add(storage, folder, attempt="b", fingerprint="g")
     with pytest.raises(DataError, match="predictions of another model, or of other rows"):
-        inference.label_on_cluster(other, source, output, LocalCluster(), ONE)
+        inference.label_on_cluster(other, shards(other, source), output, LocalCluster(), ONE)
     pyarrow.parquet.write_table(pa.table({"text": TEXTS[:30]}), source, row_group_size=10)
     with pytest.raises(DataError, match="predictions of another model, or of other rows"):
-        inference.label_on_cluster(model, source, output, LocalCluster(), ONE)
+        inference.label_on_cluster(model, shards(model, source), output, LocalCluster(), ONE)
 
 
 def test_a_folder_with_other_files_is_refused(model: Model, local: Storage, tmp_path: Path) -> None:
@@ -155,15 +162,17 @@ def test_a_folder_with_other_files_is_refused(model: Model, local: Storage, tmp_
     local.write("mine/notes.txt", b"")
     output = Storage(local.url("mine"))
     with pytest.raises(DataError, match="has other files; give a new folder"):
-        inference.label_on_cluster(model, source, output, LocalCluster(), ONE)
+        inference.label_on_cluster(model, shards(model, source), output, LocalCluster(), ONE)
     assert set(output.find("")) == {"notes.txt"}
 
 
 def test_more_than_the_cluster_has_is_refused(model: Model, local: Storage, tmp_path: Path) -> None:
     source = str(write_lines(tmp_path / "in.jsonl"))
     output = Storage(local.url("labelled"))
-    with pytest.raises(CapacityError, match="1 GPUs, but the whole cluster has .* and 0 GPUs"):
-        inference.label_on_cluster(model, source, output, LocalCluster(), WorkerConfig(gpus=1))
+    with pytest.raises(CapacityError, match=r"1 GPUs, but the whole cluster has .* and 0 GPUs"):
+        inference.label_on_cluster(
+            model, shards(model, source), output, LocalCluster(), WorkerConfig(gpus=1)
+        )
     assert not output.find("")
 
 
@@ -197,7 +206,8 @@ def test_command_labels_a_file(model: Model, tmp_path: Path) -> None:
         (("in.jsonl", "--gpu"), "there is no GPU"),
         (("in.jsonl", "--output", "folder", "--address", "ray://x:1"), "Ray Client"),
         (("in.jsonl", "--output", "folder", "--address", "127.0.0.1:1"), "no Ray cluster answers"),
-        (("-", "--output", "folder", "--address", "127.0.0.1:1"), "no Ray cluster answers"),
+        (("-", "--output", "folder"), "standard input cannot be cut into parts"),
+        (("nowhere.jsonl", "--output", "folder"), "no such file"),
     ],
 )
 def test_wrong_use_is_one_message_and_exit_code_2(
@@ -215,3 +225,32 @@ def test_wrong_use_is_one_message_and_exit_code_2(
     assert told in answer.stderr
     assert answer.stdout == ""
     assert set(tmp_path.iterdir()) == before
+
+
+PRETUNE = str(Path(sys.executable).with_name("pretune"))
+
+
+def test_rows_go_through_a_pipe(model: Model, tmp_path: Path) -> None:
+    told = subprocess.run(
+        [PRETUNE, "predict", f"{NAME}@1", "-", "--storage", model.storage.root],
+        input=write_lines(tmp_path / "in.jsonl").read_bytes(),
+        capture_output=True,
+        check=True,
+    )
+    rows = [json.loads(line) for line in told.stdout.splitlines()]
+    assert [row["text"] for row in rows] == TEXTS
+    assert {row["prediction"] for row in rows} == {"bad", "good"}
+
+
+@pytest.mark.ray
+def test_parts_are_labelled_on_ray(model: Model, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_parquet(tmp_path / f"{name}.parquet")
+    command = [PRETUNE, "predict", f"{NAME}@1", f"{tmp_path}/?.parquet", "--json"]
+    command += ["--output", str(tmp_path / "out"), "--storage", model.storage.root]
+    done = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert done == {"rows": 80, "parts": 1, "reused": 0}  # both are small, and go together
+    found = pyarrow.parquet.read_table(tmp_path / "out").column("text").to_pylist()
+    assert found == [*TEXTS, *TEXTS]
+    again = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert again == {"rows": 0, "parts": 1, "reused": 1}
