@@ -163,6 +163,9 @@ def tiny_pipeline(folder: Path) -> dict[str, Any]:
                 },
                 "final": {"top": 1, "seeds": 2},
                 "controls": {"scratch": True, "scratch_learning_rates": [1.0]},
+                "promote": {
+                    "guards": {"size_mb": 10, "latency": {"p95_ms": 10_000}, "seed_spread": 0.5}
+                },
             },
             "places": {
                 "type": "token_classification",

@@ -19,6 +19,8 @@ from sklearn.metrics import (
 
 Scores = dict[str, float]
 
+_BINS = 15
+
 _UNSPACED = (
     ("\u0e00", "\u0eff"),
     ("\u1000", "\u109f"),
@@ -149,3 +151,20 @@ def of_entities(truth: Sequence[list[str]], found: Sequence[list[str]]) -> Score
             for name, measure in measures.items()
         }
     return scores | {"accuracy": float(accuracy_score(list(chain(*truth)), list(chain(*found))))}
+
+
+def calibration_error(probabilities: Sequence[Sequence[float]], truth: Sequence[int]) -> float:
+    """Expected calibration error of the likeliest labels, 15 bins of equal width.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, eq. 3.
+
+    Args:
+        probabilities: of each label, shape (rows, labels).
+        truth: the number of each row's true label.
+    """
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    shares = torch.tensor(probabilities, dtype=torch.float64)
+    numbers = torch.tensor(truth)
+    return float(multiclass_calibration_error(shares, numbers, shares.shape[1], n_bins=_BINS))

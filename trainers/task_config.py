@@ -147,6 +147,10 @@ class TaskDataConfig(Schema):
     label_separator: Annotated[str, Field(min_length=1)] | None = None
     """What stands between the labels in a text, for `multi_label` in files without lists (CSV)."""
 
+    slice_by: str | None = None
+    """Column with the slice that a row belongs to, such as its language: a model's score on each is
+    what `promote.guards.worst_slice` looks at."""
+
     encoding: str = "utf-8"
     """Text encoding of csv, jsonl and conll files."""
 
@@ -169,8 +173,9 @@ class TaskDataConfig(Schema):
     @property
     def columns(self) -> dict[str, str]:
         """The columns that are read, by the name their values have in a row."""
-        pair = {} if self.text_pair is None else {"pair": self.text_pair}
-        return {"text": self.text, **pair, "label": self.label}
+        more = {"pair": self.text_pair, "slice": self.slice_by}
+        given = {name: column for name, column in more.items() if column is not None}
+        return {"text": self.text, **given, "label": self.label}
 
     @model_validator(mode="before")
     @classmethod
@@ -184,6 +189,12 @@ class TaskDataConfig(Schema):
                 "add format: csv, jsonl, parquet, conll or dataset"
             )
         return data
+
+    @model_validator(mode="after")
+    def _slices_have_a_column(self) -> Self:
+        if self.slice_by is not None and self.format == "conll":
+            raise ValueError("slice_by names a column, which format: conll has not; take jsonl")
+        return self
 
     @model_validator(mode="after")
     def _every_split_comes_from_somewhere(self) -> Self:

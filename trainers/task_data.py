@@ -86,6 +86,13 @@ def load(directory: Path, split: str) -> Examples:
     return Examples(table.column("text").to_pylist(), table.column("label").to_pylist(), pairs)
 
 
+def slices_of_test(directory: Path) -> list[str]:
+    """The slice that each test row belongs to; none where `data.slice_by` names no column."""
+    table = pyarrow.parquet.read_table(_file(directory, TEST))
+    found: list[str] = table.column("slice").to_pylist() if "slice" in table.column_names else []
+    return found
+
+
 def count(directory: Path, split: str) -> int:
     """Number of rows of a split."""
     return int(pyarrow.parquet.read_metadata(_file(directory, split)).num_rows)
@@ -119,6 +126,7 @@ def load_labels(directory: Path) -> list[str]:
 def digest_of_test(directory: Path) -> str:
     """SHA-256 over the test rows, however they came to be: texts and labels, in their order."""
     table = pyarrow.parquet.read_table(_file(directory, TEST))
+    table = table.select([name for name in table.column_names if name != "slice"])
     return hashlib.sha256(json.dumps(table.to_pylist(), sort_keys=True).encode()).hexdigest()
 
 
@@ -140,7 +148,8 @@ def _rows(config: TaskDataConfig, kind: type[TaskType], path: Path) -> Iterator[
         }
         key = "\n".join(text_key(_joined(text)) for text in texts.values())
         rank = hashlib.sha256(f"{config.split.seed}:{key}".encode()).hexdigest()
-        yield _Ranked(key, rank, {**texts, "label": label})
+        slice_ = {"slice": str(row["slice"])} if "slice" in row else {}
+        yield _Ranked(key, rank, {**texts, **slice_, "label": label})
 
 
 def _divide(

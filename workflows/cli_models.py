@@ -177,10 +177,11 @@ def models_promote(
     if version == store.candidate(version.name) and waiting and _is_of(waiting, champion):
         _move(store, version, champion, waiting["reason"], how="approval")
         return
-    from workflows import gate  # loads torch
+    from workflows import judgement  # loads torch
     from workflows.promotion import Keep
 
-    found = gate.judge(store, champion, gate.Tested.of_version(store, version), None)
+    tested = judgement.Tested.of_version(store, version)
+    found = judgement.judge(store, champion, tested, None)
     if isinstance(found.verdict, Keep):
         told = f"{version} is not promoted: {found.verdict.reason}"
         err.print(told, markup=False, highlight=False, soft_wrap=True)

@@ -22,6 +22,7 @@ from trainers.errors import DataError
 from trainers.pieces import END, Shard, Span
 from trainers.predict import Predictor
 from trainers.task_config import TaskConfig
+from workflows import outside
 from workflows.cache import cache_folder
 from workflows.models import ModelStore, ModelStoreError, Version
 from workflows.storage import Storage
@@ -286,6 +287,4 @@ def _state_of(place: str) -> str:
     if files.scheme_of(place) is None:
         state = Path(place).stat()
         return f"{state.st_size} bytes, {state.st_mtime_ns}"
-    facts = files.info(place)
-    telling = ("size", "ETag", "etag", "LastModified", "mtime")
-    return ", ".join(str(facts[name]) for name in telling if name in facts)
+    return outside.identity(place, files.info(place))

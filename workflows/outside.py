@@ -127,7 +127,7 @@ def _source(source: SourceConfig, base: Path, cache: DigestCache, *, is_checked:
     if files.scheme_of(source.path):
         files.check_encoding(source.path, source.encoding)
         found = documents.remote(source.path, source.format)
-        return {url: _identity(url, facts) for url, facts in found.items()}
+        return {url: identity(url, facts) for url, facts in found.items()}
     places = documents.expand(source.path, base, source.format)
     if source.format == "dataset":
         if not Path(places[0]).exists():
@@ -146,8 +146,12 @@ def _local(file: Path, source: SourceConfig, cache: DigestCache, *, is_checked: 
     return finding.sha256
 
 
-def _identity(url: str, facts: Mapping[str, Any]) -> str:
-    """SHA-256 over what a store says of a file, which is not read: its size and a tag."""
+def identity(url: str, facts: Mapping[str, Any]) -> str:
+    """SHA-256 over what a store says of a file, which is not read: its size and a tag.
+
+    Raises:
+        DataError: it says nothing that changes when the file does.
+    """
     tag = _tag(facts) or _tag(facts := files.info(url))
     if tag is None:
         raise DataError(
@@ -204,7 +208,7 @@ def _task_file(path: str, data: TaskDataConfig, base: Path, cache: DigestCache) 
         finding = _finding(file, data.format, data.encoding, cache)
         sha256, columns = finding.sha256, finding.columns
     if columns is not None:
-        keys = {"text": "text", "pair": "text_pair", "label": "label"}
+        keys = {"text": "text", "pair": "text_pair", "label": "label", "slice": "slice_by"}
         for name, column in data.columns.items():
             _require_column(column, columns, file, keys[name])
     return str(file), sha256

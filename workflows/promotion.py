@@ -60,6 +60,7 @@ def decide(
     scratch: Rival | None,
     champion: Rival | None,
     rule: PromoteConfig,
+    broken: str | None = None,
 ) -> Promote | Keep:
     """Promote what is proved better on the same rows; what cannot be compared changes nothing.
 
@@ -71,7 +72,26 @@ def decide(
             be proved worse.
         champion: the model to beat; None where there is none.
         rule: the user's.
+        broken: what the new model does not keep to, of the rule's guards.
     """
+    verdict = _compared_with_all(challenger, constant, scratch, champion, rule)
+    if broken is not None and isinstance(verdict, Promote):
+        return Keep(f"{verdict.reason}; but {broken}")
+    return verdict
+
+
+def needed_gain(rule: PromoteConfig) -> float:
+    """What the gain over a champion must be greater than."""
+    return rule.min_improvement if rule.margin is None else -rule.margin
+
+
+def _compared_with_all(
+    challenger: Evaluation,
+    constant: Rival,
+    scratch: Rival | None,
+    champion: Rival | None,
+    rule: PromoteConfig,
+) -> Promote | Keep:
     if not math.isfinite(challenger.score):
         return Keep(f"{challenger.model} scores {challenger.score}, which is no number")
     if champion is not None and (obstacle := next(_obstacles(challenger, champion), None)):
@@ -86,11 +106,6 @@ def decide(
         challenger, champion, needed=needed_gain(rule), confidence=rule.confidence
     )
     return Keep(failing) if failing else Promote(_compared(challenger, champion))
-
-
-def needed_gain(rule: PromoteConfig) -> float:
-    """What the gain over a champion must be greater than."""
-    return rule.min_improvement if rule.margin is None else -rule.margin
 
 
 def _first(challenger: Evaluation, constant: Rival, scratch: Rival | None) -> Promote | Keep:

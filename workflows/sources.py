@@ -43,6 +43,8 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "final": ("workflows.final:run", "workflows.trainings"),
     "promote": (
         "workflows.gate:run",
+        "workflows.judgement",
+        "workflows.guards",
         "workflows.promotion",
         "workflows.family",
         "workflows.significance",
@@ -50,6 +52,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.final:MODEL",
         "workflows.model_card",
         "workflows.trainings:all_tested",
+        "workflows.trainings:latency",
         "workflows.trainings:execution_of",
     ),
     "report": ("workflows.stages:write_report", "workflows.report", "workflows.final:ranked"),

@@ -45,6 +45,44 @@ class ControlsConfig(Schema):
     again, with each seed: what transfer is worth when labels are few."""
 
 
+class LatencyConfig(Schema):
+    """How long a model may take to answer, on what one trial is given."""
+
+    batch_size: PositiveInt = 1
+    """Rows that it is asked about together."""
+
+    p50_ms: PositiveFloat | None = None
+    """Median, from texts to labels."""
+
+    p95_ms: PositiveFloat | None = None
+    """95th percentile."""
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Self:
+        if self.p50_ms is None and self.p95_ms is None:
+            raise ValueError("give p50_ms, p95_ms, or both")
+        return self
+
+
+class GuardsConfig(Schema):
+    """What a new model must keep to beside being better."""
+
+    size_mb: PositiveFloat | None = None
+    """Its files, in millions of bytes."""
+
+    latency: LatencyConfig | None = None
+    """How long it may take."""
+
+    calibration_error: PositiveFloat | None = None
+    """Expected calibration error on the test rows, for `classification` with one label a row."""
+
+    worst_slice: float | None = None
+    """The task's metric on the test rows of each slice (`data.slice_by`) with 20 rows or more."""
+
+    seed_spread: PositiveFloat | None = None
+    """Standard deviation of the test metric over `final.seeds`."""
+
+
 class PromoteConfig(Schema):
     """When a new model replaces the champion, on the same test rows."""
 
@@ -70,6 +108,9 @@ class PromoteConfig(Schema):
 
     seed: NonNegativeInt = 0
     """Of the draws."""
+
+    guards: GuardsConfig = GuardsConfig()
+    """What it must keep to beside that."""
 
     approve: Literal["automatic", "manual"] = "automatic"
     """Whether what is proved becomes champion at once, or is the `candidate` until a person says
@@ -146,6 +187,21 @@ class PipelineTask(TaskConfig):
                 f"promote.test: mcnemar compares rows that are right or wrong, and {self.metric} "
                 f"of type {self.type} is no share of those; use bootstrap"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _guards_have_what_they_measure(self) -> Self:
+        guards = self.promote.guards
+        has_one_label = self.type == "classification" and not self.multi_label
+        if guards.calibration_error is not None and not has_one_label:
+            raise ValueError(
+                "promote.guards.calibration_error is of the probability of one label a row, as "
+                "type: classification has it; leave it out"
+            )
+        if guards.worst_slice is not None and self.data.slice_by is None:
+            raise ValueError("promote.guards.worst_slice: name the slices' column, data.slice_by")
+        if guards.seed_spread is not None and self.final.seeds < 2:
+            raise ValueError("promote.guards.seed_spread needs final.seeds of 2 or more")
         return self
 
     @model_validator(mode="after")

@@ -374,3 +374,21 @@ def test_classes_of_words_in_data_sets_are_named_and_unknown_ones_refused(tmp_pa
     datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "unknown"))
     with pytest.raises(DataError, match="row 4: a word or label is empty"):
         task_data.prepare(config, OF_WORDS, tmp_path, tmp_path)
+
+
+def test_slices_are_kept_and_do_not_change_what_the_test_rows_are(tmp_path: Path) -> None:
+    digests = []
+    for column in (None, "language"):
+        path = tmp_path / "rows.csv"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label", "language"])
+            writer.writerows([text, label, f"l{len(text) % 3}"] for text, label in ROWS)
+        split = SplitConfig(test=0.3, validation=0.2)
+        config = TaskDataConfig(path="rows.csv", format="csv", split=split, slice_by=column)
+        task_data.prepare(config, ONE_LABEL, tmp_path, tmp_path)
+        texts = task_data.load(tmp_path, task_data.TEST).texts
+        expected = [f"l{len(text) % 3}" for text in texts] if column else []
+        assert task_data.slices_of_test(tmp_path) == expected
+        digests.append(task_data.digest_of_test(tmp_path))
+    assert digests[0] == digests[1]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from trainers import predictions
 from trainers.task_config import TaskConfig
 from trainers.task_types.base import Prediction
-from workflows import gate
+from workflows import gate, judgement
 from workflows.cli import app
 from workflows.models import ModelStore, ModelStoreError, Version
 from workflows.promotion import Keep, Promote
@@ -94,9 +94,9 @@ class World:
         expected = self.store.champion(NAME)
         self.store.promote(version, expected=expected, reason="for the test", run="run")
 
-    def judge(self, version: Version, ask: gate.Ask | None = None) -> gate.Judgement:
-        tested = gate.Tested.of_version(self.store, version)
-        return gate.judge(self.store, self.store.champion(NAME), tested, ask)
+    def judge(self, version: Version, ask: judgement.Ask | None = None) -> judgement.Judgement:
+        tested = judgement.Tested.of_version(self.store, version)
+        return judgement.judge(self.store, self.store.champion(NAME), tested, ask)
 
     def cli(self, *arguments: str) -> tuple[int, str]:
         answer = CliRunner().invoke(app, ["models", *arguments, "--storage", str(self.root)])
