@@ -1,5 +1,6 @@
 """The commands `pretune models ...`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -227,6 +228,49 @@ def models_tag(
     if wrong:
         raise usage_error(f"{wrong[0]!r} is no tag; write key=value")
     store.tag(store.resolve(reference), {key: value for key, _, value in parts})
+
+
+@models.command("replay")
+def models_replay(
+    reference: Reference,
+    into: Annotated[
+        str | None,
+        typer.Option("--into", metavar="STORAGE", help="Make it again, in another storage."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where the pipeline file's paths are now.")
+    ] = None,
+    storage: StorageOption = STORAGE,
+) -> None:
+    """Print the exact pipeline that made a version; or run it again as far as the model.
+
+    With --into everything is computed anew, from the same data: where they are no more the same,
+    nothing is. Exit code 1 where the new weights are not the version's.
+
+    Example: `pretune models replay tweets.sentiment@champion --into ./again`
+    """
+    from workflows.replay import Origin, Replay, ReplayError
+
+    store = ModelStore(Storage.at(storage))
+    origin = Origin.of(store, store.resolve(reference))
+    if into is None:
+        sys.stdout.write(origin.as_yaml())
+        return
+    from workflows.cli_run import end_by_failures, run_until_it_ends
+
+    if Storage.at(into) == Storage.at(storage):
+        raise usage_error("--into is this storage, where it is made already; give another one")
+    try:
+        replay = Replay.prepare(origin, folder or Path(origin.folder), into)
+    except ReplayError as error:
+        raise usage_error(str(error)) from None
+    end_by_failures(
+        run_until_it_ends(replay.opened, replay.selection, fail_fast=True, as_json=False)
+    )
+    if not replay.is_equal():
+        err.print(f"{origin.version} was made again, with other weights", highlight=False)
+        raise typer.Exit(FAILED)
+    out.print(f"{origin.version} was made again: the weights are the same", highlight=False)
 
 
 @models.command("pull")

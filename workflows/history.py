@@ -1,8 +1,10 @@
 """Runs that were: what each was about and how far it came, from the storage alone."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from workflows.execution import RunPaths
 from workflows.journal import read
@@ -10,6 +12,9 @@ from workflows.progress import RunView
 from workflows.storage import Storage
 
 PLAN = "plan.json"
+PIPELINE = "pipeline.yaml"
+
+_GIT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,10 @@ class RunHead:
     pipeline: str
     steps: dict[str, tuple[str, str]]
     """Kind and fingerprint by the step's name."""
+    folder: str = ""
+    """Of the pipeline file."""
+    commit: str | None = None
+    """Of the repository that folder is in; `-dirty` where something was changed since."""
 
 
 def run_ids(where: Storage) -> list[str]:
@@ -34,7 +43,25 @@ def head(where: Storage, run_id: str) -> RunHead | None:
     except FileNotFoundError:
         return None
     steps = {name: (kind, fingerprint) for name, (kind, fingerprint) in content["steps"].items()}
-    return RunHead(run_id, content["pipeline"], steps)
+    told = {name: content[name] for name in ("folder", "commit") if name in content}
+    return RunHead(run_id, content["pipeline"], steps, **told)
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit a folder's repository is at, `-dirty` with changes; None outside of one."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(
+            describe,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
 
 
 def heads(where: Storage, pipeline: str, *, most: int) -> Iterator[RunHead]:

@@ -10,11 +10,12 @@ import jinja2
 
 from workflows import history
 from workflows.execution import StageContext
+from workflows.history import RunHead
 from workflows.ledger import Record
 from workflows.pipeline import PromoteSpec
 from workflows.steps import StepRef
 
-CARD, LINEAGE = "README.md", "lineage.json"
+CARD, LINEAGE, PIPELINE = "README.md", "lineage.json", history.PIPELINE
 
 _TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 _PIPELINES = {
@@ -37,20 +38,24 @@ def documents(
         result: what the step `final` wrote down.
         judgement: what the gate said.
     """
-    ancestors = list(_ancestors(context))
-    return {
+    paths = context.run.paths
+    head = history.head(paths.storage, paths.run_id)
+    ancestors = list(_ancestors(context, head))
+    found = {
         CARD: _card(context, result, judgement, ancestors),
-        LINEAGE: json.dumps(_lineage(context, ancestors), indent=1),
+        LINEAGE: json.dumps(_lineage(context, head, ancestors), indent=1),
     }
+    if head is not None:
+        found[PIPELINE] = paths.storage.read(f"{paths.directory}/{PIPELINE}").decode()
+    return found
 
 
-def _ancestors(context: StageContext) -> Iterator[Record]:
+def _ancestors(context: StageContext, head: RunHead | None) -> Iterator[Record]:
     """Records of all that led to the model, the final training first; those that are still there.
 
     Which step a fingerprint is of, the run's plan tells.
     """
-    found = history.head(context.run.paths.storage, context.run.paths.run_id)
-    steps = {} if found is None else found.steps
+    steps = {} if head is None else head.steps
     refs = {
         fingerprint: StepRef(name, kind, fingerprint) for name, (kind, fingerprint) in steps.items()
     }
@@ -69,12 +74,16 @@ def _ancestors(context: StageContext) -> Iterator[Record]:
                 wanted.append(record_of_input)
 
 
-def _lineage(context: StageContext, ancestors: list[Record]) -> dict[str, Any]:
+def _lineage(
+    context: StageContext, head: RunHead | None, ancestors: list[Record]
+) -> dict[str, Any]:
     told = ("name", "kind", "version", "fingerprint", "inputs", "outside", "spec", "finished_at")
     return {
         "schema_version": 1,
         "pipeline": context.spec(PromoteSpec).model.partition(".")[0],
         "run": context.run.paths.run_id,
+        "folder": head.folder if head else "",
+        "commit": head.commit if head else None,
         "environment": context.records["final"].versions,
         "steps": [
             {**{name: getattr(record, name) for name in told}, "code": record.source}

@@ -15,7 +15,7 @@ from workflows import family, outside, planning, probe, runner, shares
 from workflows.artifacts import Artifacts
 from workflows.config import PipelineConfig, as_yaml
 from workflows.execution import RunContext, RunPaths
-from workflows.history import PLAN
+from workflows.history import PIPELINE, PLAN, commit_of
 from workflows.journal import DRIVER, Journal, Tail
 from workflows.models import ModelStore
 from workflows.pipeline import PromoteSpec, build_steps
@@ -119,9 +119,15 @@ class Session:
     def write_head(self, plan: Plan) -> None:
         """What the run is about, before its first step."""
         where, directory = self.paths.storage, self.paths.directory
-        where.create(f"{directory}/pipeline.yaml", as_yaml(self.config).encode())
+        where.create(f"{directory}/{PIPELINE}", as_yaml(self.config).encode())
         steps = {step.name: [step.kind, step.fingerprint] for step in self.steps}
-        head = {"schema_version": 2, "pipeline": self.config.name, "steps": steps}
+        head = {
+            "schema_version": 2,
+            "pipeline": self.config.name,
+            "steps": steps,
+            "folder": str(self.base),
+            "commit": commit_of(self.base),
+        }
         where.create(f"{directory}/{PLAN}", json.dumps(head).encode())
         journal = self.journal
         for name, state in plan.states.items():

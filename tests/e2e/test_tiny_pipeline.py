@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import tiny_pipeline, write_pairs, write_pipeline
 from processes import PRETUNE, pretune, traces_of_ray, wait_for
 
@@ -442,3 +443,33 @@ def test_an_extension_that_was_killed_goes_on_where_it_was(finished: Run, tmp_pa
     losses = {epoch["loss"] for trial in trials[2:] for epoch in trial["history"]}
     assert {event["loss"] for event in before} <= losses
     assert len(told()) <= 2 * 40 + len(before)
+
+
+def test_a_version_is_made_again_from_what_it_tells(finished: Run, tmp_path: Path) -> None:
+    replay = ("models", "replay", "tiny.tone", "--storage", finished.storage)
+    told = pretune(*replay, folder=tmp_path).stdout
+    assert told.startswith("# tiny.tone@1, made by the run tiny-")
+    assert f"# paths are below {finished.folder}\n" in told
+    assert f"  {finished.folder / 'tone.csv'}\n" in told
+    assert yaml.safe_load(told)["tasks"]["tone"]["metric"] == "accuracy"
+
+    same = pretune(*replay, "--into", finished.storage, folder=tmp_path)
+    assert same.returncode == 2
+    assert "--into is this storage" in same.stderr
+
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("corpus.txt", "tone.csv", "places.txt"):
+        (other / name).write_bytes((finished.folder / name).read_bytes())
+    with (other / "tone.csv").open("a") as file:
+        file.write("\nsomething new,good")
+    into = ("--into", tmp_path / "again")
+    changed = pretune(*replay, *into, "--folder", other, folder=tmp_path)
+    assert changed.returncode == 2
+    assert f"cannot be made again: {finished.folder / 'tone.csv'}: not what it" in changed.stderr
+    assert not (tmp_path / "again").exists()
+
+    again = pretune(*replay, *into, folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "was made again: the weights are the same" in again.stdout
+    assert not (tmp_path / "again" / "models").exists()

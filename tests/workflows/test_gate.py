@@ -73,6 +73,7 @@ class World:
         *,
         split: str = "rows",
         rule: PromoteConfig | None = None,
+        found: dict[str, Any] | None = None,
         **other: Any,
     ) -> Version:
         source = write_model(self.folder / "model", right, **other)
@@ -86,7 +87,12 @@ class World:
             more={
                 "test_split": split,
                 "promote": (rule or PromoteConfig()).model_dump(mode="json"),
-                "judgement": {"reason": "", "score": right / ROWS, "compared": {}},
+                "judgement": {
+                    "reason": "",
+                    "score": right / ROWS,
+                    "compared": {},
+                    "guards": found or {},
+                },
             },
         )
 
@@ -299,3 +305,18 @@ def test_what_no_run_has_tested_is_not_judged(world: World, tmp_path: Path) -> N
     assert world.cli("list")[0] == 0
     found = world.judge(world.add(180))
     assert "of another task: unknown" in found.verdict.reason
+
+
+def test_a_better_model_that_does_not_keep_to_a_guard_is_kept_back(world: World) -> None:
+    world.promote(world.add(150))
+    rule = PromoteConfig.model_validate({"guards": {"size_mb": 10}})
+    small = world.judge(world.add(190, rule=rule, found={"size_mb": 9.0}))
+    assert isinstance(small.verdict, Promote)
+    assert small.facts["guards"] == {"size_mb": 9.0}
+    version = world.add(191, rule=rule, found={"size_mb": 11.0})
+    large = world.judge(version)
+    assert isinstance(large.verdict, Keep)
+    assert large.verdict.reason.endswith("; but size in MB is 11, above 10")
+    code, told = world.cli("promote", str(version))
+    assert code == 1
+    assert "size in MB is 11, above 10" in told
