@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import transformers
+import yaml
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -43,7 +45,21 @@ def take_in(folder: Path, directory: Path) -> dict[str, Any]:
         )
     found.save_pretrained(str(directory))
     loaded.save_pretrained(str(directory))
-    return {"architecture": network.model_type, "parameters": found.num_parameters()}
+    return {
+        "architecture": network.model_type,
+        "parameters": found.num_parameters(),
+        "licence": licence_of(folder),
+    }
+
+
+def licence_of(folder: Path) -> str | None:
+    """What a folder's model card says of its licence; None where it says nothing."""
+    try:
+        told = huggingface_hub.metadata_load(folder / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    found = told.get("license_name") or told.get("license")
+    return ", ".join(map(str, found)) if isinstance(found, list) else found and str(found)
 
 
 def weights_of(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

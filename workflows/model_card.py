@@ -108,6 +108,7 @@ def _card(
         task=spec.task,
         pipeline_tag=_PIPELINES[spec.task.type],
         base=base,
+        licence=base.facts.get("licence") if base else None,
         corpus=by_kind.get("corpus"),
         data=context.records["data"],
         result=result,

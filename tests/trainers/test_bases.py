@@ -247,3 +247,22 @@ def test_what_makes_no_base_is_refused(
     with pytest.raises(DataError, match=expected):
         taken(folder)
     assert not list(folder.with_name("base").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (None, None),
+        ("# A model\n", None),
+        ("---\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
+        ("---\nlicense: other\nlicense_name: llama3\n---\n", "llama3"),
+        ("---\nlicense: [mit, cc0-1.0]\n---\n", "mit, cc0-1.0"),
+        ("---\nlicense: [\n---\n", None),
+    ],
+)
+def test_licence_is_what_the_model_card_says(
+    tmp_path: Path, card: str | None, licence: str | None
+) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert bases.licence_of(tmp_path) == licence
