@@ -246,11 +246,13 @@ def _appearing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that has its name once it is whole."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with partial.open("xb") as file:
+        file = partial.open("xb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        with file:
             yield file
         partial.replace(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such folder") from error
     finally:
         partial.unlink(missing_ok=True)
 
