@@ -74,6 +74,10 @@ class RunPaths:
             return self.storage.path("mlflow.db")
         return cache_folder() / "mlflow" / f"{storage.key_of(self.storage.root)}.db"
 
+    def family(self, steps: Sequence[str]) -> Family:
+        """The models that the run's steps judge."""
+        return Family(self.storage, f"{self.directory}/family", tuple(steps))
+
     def log(self, step: str) -> Path:
         """What a step prints and logs; for an object store on the step's node, then uploaded."""
         if self.storage.is_local:
@@ -124,7 +128,7 @@ class RunContext:
     searches: Sequence[Search]
     """Of the pipeline, which share the cluster."""
     judging: tuple[str, ...] = ()
-    """Steps of this run that judge a model each."""
+    """Steps that judge a model each, in this run, or in an earlier one and wait for it."""
 
 
 @dataclass(frozen=True)
@@ -188,9 +192,7 @@ class StageContext:
     @property
     def family(self) -> Family:
         """The models that this run judges, the step's among them."""
-        paths = self.run.paths
-        steps = self.run.judging or (self.step.name,)
-        return Family(paths.storage, f"{paths.directory}/family", steps)
+        return self.run.paths.family(self.run.judging or (self.step.name,))
 
     @property
     def should_stop(self) -> StopNotice:

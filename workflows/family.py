@@ -13,6 +13,9 @@ from typing import Any
 from workflows.models import CHAMPION, ModelStore, Version
 from workflows.storage import Storage
 
+WAITING = "waiting"
+"""Fact of a step whose model is proved by itself, and not yet among the others: its `Member`."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -64,6 +67,20 @@ class Family:
         }
 
 
+def waiting(store: ModelStore, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Member]:
+    """Models of earlier runs that wait for others still, such as those of a run that was killed.
+
+    Args:
+        store: of the models.
+        found: facts of steps `promote`, by the step's name.
+    """
+    return {
+        step: Member(**facts[WAITING])
+        for step, facts in found.items()
+        if WAITING in facts and store.moved(_version(facts)) is None
+    }
+
+
 def outcome(name: str, alias: str | None) -> str:
     """What became of a version of a model, for people; `alias` is what it was given, if any."""
     if alias == CHAMPION:
@@ -73,12 +90,21 @@ def outcome(name: str, alias: str | None) -> str:
 
 def as_it_came(store: ModelStore, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of a step `promote`, with what its model became when the run's others were judged."""
-    name, _, number = str(facts["model"]).partition("@")
-    moved = store.moved(Version(name, int(number)))
+    version = _version(facts)
+    moved = store.moved(version)
+    shown = {name: value for name, value in facts.items() if name != WAITING}
     if moved is None:
-        return dict(facts)
-    told = {"promoted": moved["alias"] == CHAMPION, "outcome": outcome(name, moved["alias"])}
-    return {**facts, **told, "reason": moved["reason"]}
+        return shown
+    told = {
+        "promoted": moved["alias"] == CHAMPION,
+        "outcome": outcome(version.name, moved["alias"]),
+    }
+    return {**shown, **told, "reason": moved["reason"]}
+
+
+def _version(facts: Mapping[str, Any]) -> Version:
+    name, _, number = str(facts["model"]).partition("@")
+    return Version(name, int(number))
 
 
 def holm(found: Mapping[str, float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from trainers.task_config import TaskConfig
 from trainers.task_types.base import Prediction
 from workflows import final, guards, model_card, trainings
 from workflows.execution import StageContext
-from workflows.family import Family, Member, outcome
+from workflows.family import WAITING, Family, Member, outcome
 from workflows.judgement import Judgement, Tested, judge
 from workflows.models import CANDIDATE, CHAMPION, ChampionChangedError, ModelStore, Version
 from workflows.openings import open_test
@@ -49,7 +49,8 @@ def run(context: StageContext) -> Mapping[str, Any]:
     moved = store.moved(version)
     facts = found.facts
     if is_proved and moved is None:
-        facts |= {"reason": _waiting(family, context.step.name, found.verdict.reason)}
+        reason = _waiting(family, context.step.name, found.verdict.reason)
+        facts |= {"reason": reason, WAITING: asdict(member)}
     return _facts(store, version, moved and moved["alias"], facts)
 
 

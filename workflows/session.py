@@ -97,19 +97,27 @@ class Session:
 
     def context(self, cluster: Cluster, plan: Plan) -> RunContext:
         """What the steps of this run share."""
-        judging = [
-            step.name
-            for step in self.steps
-            if step.kind == "promote" and plan.states[step.name] is planning.State.WAITING
-        ]
         return RunContext(
             cluster=cluster,
             execution=self.config.cluster,
             paths=self.paths,
             base=self.base,
             searches=list(shares.searches(self.steps)),
-            judging=tuple(judging),
+            judging=self._judging(plan),
         )
+
+    def _judging(self, plan: Plan) -> tuple[str, ...]:
+        """Steps whose models are judged together; those that wait since an earlier run join now."""
+        promoting = [step for step in self.steps if step.kind == "promote"]
+        judged = [s.name for s in promoting if plan.states[s.name] is planning.State.WAITING]
+        others = (s for s in promoting if plan.states[s.name] is planning.State.REUSED)
+        records = {step.name: self.artifacts.find(step) for step in others}
+        facts = {name: record.facts for name, record in records.items() if record}
+        waiting = family.waiting(ModelStore(self.paths.storage), facts) if judged else {}
+        steps = (*judged, *waiting)
+        for name, member in waiting.items():
+            self.paths.family(steps).join(name, member)
+        return steps
 
     @property
     def journal(self) -> Journal:

@@ -1,9 +1,12 @@
 import itertools
 import random
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from workflows.family import Family, Member, holm
+from workflows.family import WAITING, Family, Member, as_it_came, holm, waiting
+from workflows.models import ModelStore
 from workflows.storage import Storage
 
 STEPS = ("a.promote", "b.promote", "c.promote", "d.promote")
@@ -56,3 +59,27 @@ def test_a_rule_that_asks_for_no_proof_is_heeded(storage: Storage) -> None:
     of = family(storage)
     of.join("a.promote", Member(0.9, 1.0, {}))
     assert of.proved() == {"a.promote": {}}
+
+
+def test_a_model_that_waits_since_a_run_that_was_killed_is_proved_with_the_next(
+    storage: Storage, tmp_path: Path
+) -> None:
+    store = ModelStore(storage)
+    (tmp_path / "config.json").write_text("{}")
+    facts = {"fingerprint": "f", "attempt": "a", "task": {}, "scores": {}}
+    version = store.add("tiny.tone", tmp_path, **facts)  # type: ignore[arg-type]
+    told = {"model": str(version), "reason": "better", WAITING: asdict(member(0.03))}
+    others = {"model": str(version), "reason": "worse"}
+    found = waiting(store, {"a.promote": told, "b.promote": others})
+    assert found == {"a.promote": member(0.03)}
+    assert WAITING not in as_it_came(store, told)
+
+    of = Family(storage, "runs/next/family", ("c.promote", *found))
+    of.join("a.promote", found["a.promote"])
+    assert of.proved() == {}  # 0.06 of two
+    of.join("c.promote", member(0.01))
+    assert of.proved().keys() == {"a.promote", "c.promote"}
+
+    store.promote(version, expected=None, reason="by hand", run=None)
+    assert waiting(store, {"a.promote": told}) == {}
+    assert as_it_came(store, told)["outcome"] == "promoted"
