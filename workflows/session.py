@@ -89,21 +89,21 @@ class Session:
                 return runner.run(
                     self.steps,
                     plan,
-                    self.context(cluster, plan),
+                    self.context(cluster, self._judging(plan)),
                     self.journal,
                     fail_fast=fail_fast,
                     tick=live.tick,
                 )
 
-    def context(self, cluster: Cluster, plan: Plan) -> RunContext:
-        """What the steps of this run share."""
+    def context(self, cluster: Cluster, judging: tuple[str, ...] = ()) -> RunContext:
+        """What the steps of this run share; `judging` are those whose models are a family."""
         return RunContext(
             cluster=cluster,
             execution=self.config.cluster,
             paths=self.paths,
             base=self.base,
             searches=list(shares.searches(self.steps)),
-            judging=self._judging(plan),
+            judging=judging,
         )
 
     def _judging(self, plan: Plan) -> tuple[str, ...]:

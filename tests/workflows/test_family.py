@@ -65,9 +65,10 @@ def test_a_model_that_waits_since_a_run_that_was_killed_is_proved_with_the_next(
     storage: Storage, tmp_path: Path
 ) -> None:
     store = ModelStore(storage)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     facts = {"fingerprint": "f", "attempt": "a", "task": {}, "scores": {}}
-    version = store.add("tiny.tone", tmp_path, **facts)  # type: ignore[arg-type]
+    version = store.add("tiny.tone", tmp_path / "model", **facts)  # type: ignore[arg-type]
     told = {"model": str(version), "reason": "better", WAITING: asdict(member(0.03))}
     others = {"model": str(version), "reason": "worse"}
     found = waiting(store, {"a.promote": told, "b.promote": others})
