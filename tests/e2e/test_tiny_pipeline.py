@@ -473,3 +473,45 @@ def test_a_version_is_made_again_from_what_it_tells(finished: Run, tmp_path: Pat
     assert again.returncode == 0, again.stderr
     assert "was made again: the weights are the same" in again.stdout
     assert not (tmp_path / "again" / "models").exists()
+
+
+def test_champion_is_asked_about_other_rows_and_a_person_has_the_last_word(
+    finished: Run, tmp_path: Path
+) -> None:
+    data = tiny_pipeline(tmp_path)
+    tone = data["tasks"]["tone"]
+    tone["data"]["split"]["seed"] = 1  # other test rows than the champion's
+    guards = tone["promote"]["guards"]
+    tone["promote"] = {
+        "approve": "manual",
+        "mode": "non_inferior",
+        "margin": 0.5,
+        "guards": guards,
+    }
+    shutil.copytree(finished.storage, tmp_path / "storage")
+    pipeline = write_pipeline(tmp_path, data)
+    answer = pretune("run", pipeline, "--json", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    summary = json.loads(answer.stdout)
+    assert summary["champions"]["tiny.tone"] == "tiny.tone@1"
+    facts = summary["promotions"]["tone.promote"]
+    assert facts["outcome"] == "waits for pretune models promote tiny.tone@candidate"
+    champion = facts["compared"]["champion"]
+    assert champion["model"] == "tiny.tone@1"
+    assert champion["rows"] == facts["compared"]["constant"]["rows"] > 0
+    assert set(facts["guards"]) == {"size_mb", "latency_p50_ms", "latency_p95_ms", "seed_spread"}
+    openings = [
+        json.loads(path.read_text())["step"]
+        for path in sorted((tmp_path / "storage").glob("openings/*/*.json"))
+        if json.loads(path.read_text())["run"] == summary["run"]
+    ]
+    assert sorted(step for step in openings if step.startswith("tone")) == [
+        "tone.final",
+        "tone.promote",
+    ]
+    storage = ("--storage", tmp_path / "storage")
+    told = pretune("models", "promote", "tiny.tone@candidate", *storage, folder=tmp_path)
+    assert told.returncode == 0, told.stderr
+    listed = pretune("models", "list", "--json", *storage, folder=tmp_path)
+    (row,) = [row for row in json.loads(listed.stdout) if row["model"] == "tiny.tone"]
+    assert row["champion"] == 2
