@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 import numpy as np
-import torch
 
 from trainers import task_data
 from trainers.predict import Predictor
@@ -28,8 +27,10 @@ def percentiles(timed: TimedModel) -> tuple[float, float]:
 
     The texts are those of validation rows, in their order. Tokenising counts.
     """
-    torch.set_num_threads(timed.execution.threads)
-    predictor = Predictor(timed.folder, timed.task, use_gpu=timed.execution.use_gpu)
+    execution = timed.execution
+    predictor = Predictor(
+        timed.folder, timed.task, use_gpu=execution.use_gpu, threads=execution.threads
+    )
     rows = task_data.load(timed.data, task_data.VALIDATION)
     order = cycle(range(len(rows)))
     took_ms = []

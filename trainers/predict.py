@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from trainers import pairs, tokenizer
 from trainers.engine import Ranks, device_of
+from trainers.errors import DataError
 from trainers.task_config import TaskConfig
 from trainers.task_types import class_of, type_of
 from trainers.task_types.base import Examples, Prediction, TaskType
@@ -17,7 +19,24 @@ from trainers.task_types.base import Examples, Prediction, TaskType
 class Predictor:
     """A fine-tuned model ready to label texts."""
 
-    def __init__(self, folder: Path, task: TaskConfig, *, use_gpu: bool = False) -> None:
+    def __init__(
+        self, folder: Path, task: TaskConfig, *, use_gpu: bool = False, threads: int | None = None
+    ) -> None:
+        """Load a folder.
+
+        Args:
+            folder: of the model.
+            task: that it was trained for.
+            use_gpu: whether it runs on one.
+            threads: of this process; None leaves them as they are.
+
+        Raises:
+            DataError: there is no GPU.
+        """
+        if use_gpu and not torch.cuda.is_available():
+            raise DataError("there is no GPU that PyTorch sees; the model runs on the CPU, too")
+        if threads is not None:
+            torch.set_num_threads(threads)
         # Some tokenizers forget on loading the form for pairs that they were saved with.
         self._tokenizer = tokenizer_of(folder, task)
         self._model, self.kind = _loaded(folder, task)

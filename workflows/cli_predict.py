@@ -66,17 +66,13 @@ def predict(
 
     Example: `pretune predict tweets.sentiment@champion tweets.jsonl --output labelled.parquet`
     """
-    import torch
-
-    from workflows import inference  # loads torch, too
+    from workflows import inference  # loads torch
 
     if (source is None) == (text is None):
         raise usage_error("give one INPUT, or texts with --text")
     is_on_ray = output is not None and (
         files.scheme_of(output) is not None or not Path(output).suffix
     )
-    if gpu and not is_on_ray and not torch.cuda.is_available():
-        raise usage_error("there is no GPU that PyTorch sees; leave --gpu out")
     store = ModelStore(Storage.at(storage))
     model = inference.Model(Storage.at(storage), store.resolve(reference))
     try:

@@ -51,7 +51,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     if is_proved and moved is None:
         reason = _waiting(family, context.step.name, found.verdict.reason)
         facts |= {"reason": reason, WAITING: asdict(member)}
-    return _facts(store, version, moved and moved["alias"], facts)
+    return _facts(store, version, moved["alias"] if moved else None, facts)
 
 
 def _rule(context: StageContext) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def _limits(guards: GuardsConfig) -> Iterator[tuple[str, str, float]]:
     batch = f"latency of {latency.batch_size} rows in ms" if latency else ""
     for name, told, limit in (
         ("size_mb", "size in MB", guards.size_mb),
-        ("latency_p50_ms", f"median {batch}", latency and latency.p50_ms),
-        ("latency_p95_ms", f"95th percentile of the {batch}", latency and latency.p95_ms),
+        ("latency_p50_ms", f"median {batch}", latency.p50_ms if latency else None),
+        ("latency_p95_ms", f"95th percentile of the {batch}", latency.p95_ms if latency else None),
         ("calibration_error", "expected calibration error", guards.calibration_error),
         ("seed_spread", "standard deviation over seeds", guards.seed_spread),
     ):

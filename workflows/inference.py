@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from cluster import capacity
 from cluster.capacity import CapacityError
 from cluster.config import WorkerConfig
@@ -45,14 +43,15 @@ class Model:
     storage: Storage
     version: Version
 
-    def load(self, *, use_gpu: bool) -> Predictor:
+    def load(self, *, use_gpu: bool, threads: int | None = None) -> Predictor:
         """The model, after every byte was compared with the manifest.
 
         Raises:
             ModelStoreError: it is damaged, or no task's model.
+            DataError: there is no GPU.
         """
-        store = ModelStore(self.storage)
-        return Predictor(store.verified(self.version), self.task, use_gpu=use_gpu)
+        folder = ModelStore(self.storage).verified(self.version)
+        return Predictor(folder, self.task, use_gpu=use_gpu, threads=threads)
 
     @property
     def task(self) -> TaskConfig:
@@ -208,8 +207,7 @@ def label_part(part: Part) -> int:
 
 @lru_cache(maxsize=1)  # one process labels part after part
 def _predictor(model: Model, threads: int, *, use_gpu: bool) -> Predictor:
-    torch.set_num_threads(threads)
-    return model.load(use_gpu=use_gpu)
+    return model.load(use_gpu=use_gpu, threads=threads)
 
 
 def _whole(source: str, task: TaskConfig) -> Shard:

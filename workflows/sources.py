@@ -55,7 +55,12 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.trainings:latency",
         "workflows.trainings:execution_of",
     ),
-    "report": ("workflows.stages:write_report", "workflows.report", "workflows.final:ranked"),
+    "report": (
+        "workflows.stages:write_report",
+        "workflows.report",
+        "workflows.family:as_it_came",
+        "workflows.final:ranked",
+    ),
     "track": ("workflows.stages:track", "workflows.tracking"),
 }
 """What computes each kind of step, as entries of `source_digest`; trainers are found from there."""
