@@ -514,4 +514,4 @@ def test_champion_is_asked_about_other_rows_and_a_person_has_the_last_word(
     assert told.returncode == 0, told.stderr
     listed = pretune("models", "list", "--json", *storage, folder=tmp_path)
     (row,) = [row for row in json.loads(listed.stdout) if row["model"] == "tiny.tone"]
-    assert row["champion"] == 2
+    assert f"tiny.tone@{row['champion']}" == facts["model"]
