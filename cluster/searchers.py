@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from ray import tune
 from ray.tune import Stopper
+from ray.tune.result import TIME_THIS_ITER_S, TIME_TOTAL_S
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -79,11 +80,58 @@ def searcher(plan: SearchPlan) -> Searcher | SearchAlgorithm:
 
 
 class _AsManyAsFit(ConcurrencyLimiter):  # type: ignore[misc]
-    """Has as many trials under way as there are slots; `max_concurrent` is the most ever."""
+    """Has as many trials under way as there are slots; `max_concurrent` is the most ever.
+
+    A further slot is a process that must start, which Tune waits for at the end of a search even
+    where nothing is left for it: none is opened where those there are will be done before.
+    """
+
+    def __init__(self, searcher: Searcher, *, max_concurrent: int) -> None:
+        super().__init__(searcher, max_concurrent=max_concurrent)
+        self._slots = self._begun = self._ended = 0
+        """Slots opened so far; trials."""
+        self._opened_at: dict[str, float] = {}
+        """When trials that opened a slot began."""
+        self._start_s = self._trained_s = 0.0
+        """The longest start of a slot; time of all trials that have ended."""
 
     def suggest(self, trial_id: str) -> Any:
         """A point, if there is a slot for it."""
-        return super().suggest(trial_id) if len(self.live_trials) < slots.get()() else None
+        live = len(self.live_trials)
+        if live >= slots.get()() or (live == self._slots and not self._pays_off()):
+            return None
+        found = super().suggest(trial_id)
+        if isinstance(found, dict):
+            self._begun += 1
+            if live == self._slots:
+                self._slots += 1
+                self._opened_at[trial_id] = time.monotonic()
+        return found
+
+    def _pays_off(self) -> bool:
+        """Whether a slot more would be ready before the others have begun the last trial."""
+        if not self._ended:
+            return True
+        left = self.max_concurrent - self._begun
+        return bool(left * self._trained_s / self._ended / self._slots > self._start_s)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Learn how long a slot takes to start."""
+        opened_at = self._opened_at.pop(trial_id, None)
+        if opened_at is not None:
+            start_s = time.monotonic() - opened_at - result[TIME_THIS_ITER_S]
+            self._start_s = max(self._start_s, start_s)
+        super().on_trial_result(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Learn how long a trial takes."""
+        self._opened_at.pop(trial_id, None)
+        if result and TIME_TOTAL_S in result:
+            self._ended += 1
+            self._trained_s += result[TIME_TOTAL_S]
+        super().on_trial_complete(trial_id, result=result, error=error)
 
 
 def scheduler(plan: SearchPlan) -> TrialScheduler:

@@ -24,7 +24,7 @@ from workflows.journal import DRIVER, Journal, Tail
 from workflows.leases import Heartbeat
 from workflows.ledger import Position, Record, stem_of
 from workflows.shares import Search, Share
-from workflows.steps import CUSTOM, Identified, Step
+from workflows.steps import CUSTOM, Identified, Step, StepRef
 from workflows.storage import Storage, StorageError
 from workflows.streams import Stream
 
@@ -74,9 +74,9 @@ class RunPaths:
             return self.storage.path("mlflow.db")
         return cache_folder() / "mlflow" / f"{storage.key_of(self.storage.root)}.db"
 
-    def family(self, steps: Sequence[str]) -> Family:
-        """The models that the run's steps judge."""
-        return Family(self.storage, f"{self.directory}/family", tuple(steps))
+    def family(self, steps: tuple[StepRef, ...]) -> Family:
+        """The models that steps judge."""
+        return Family(self.storage, f"{self.directory}/family", steps)
 
     def log(self, step: str) -> Path:
         """What a step prints and logs; for an object store on the step's node, then uploaded."""
@@ -127,8 +127,8 @@ class RunContext:
     """Folder of the pipeline file."""
     searches: Sequence[Search]
     """Of the pipeline, which share the cluster."""
-    judging: tuple[str, ...] = ()
-    """Steps that judge a model each, in this run, or in an earlier one and wait for it."""
+    judging: tuple[StepRef, ...] = ()
+    """Steps of the pipeline that judge a model each."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,8 @@ class StageContext:
 
     @property
     def family(self) -> Family:
-        """The models that this run judges, the step's among them."""
-        return self.run.paths.family(self.run.judging or (self.step.name,))
+        """The models that the pipeline judges, the step's among them."""
+        return self.run.paths.family(self.run.judging or (self.step.ref,))
 
     @property
     def should_stop(self) -> StopNotice:

@@ -14,27 +14,31 @@ from trainers.task_config import TaskConfig
 from trainers.task_types.base import Prediction
 from workflows import final, guards, model_card, trainings
 from workflows.execution import StageContext
-from workflows.family import WAITING, Family, Member, outcome
+from workflows.family import MEMBER, Family, Member, outcome
 from workflows.judgement import Judgement, Tested, judge
-from workflows.models import CANDIDATE, CHAMPION, ChampionChangedError, ModelStore, Version
+from workflows.models import CANDIDATE, CHAMPION, ModelStore, Version
 from workflows.openings import open_test
 from workflows.pipeline import PromoteSpec
-from workflows.promotion import Promote
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
     """The verdict as facts, with what it rests on."""
     spec, store = context.spec(PromoteSpec), ModelStore(context.run.paths.storage)
+    family, step, run_id = context.family, context.step.name, context.run.paths.run_id
+    level = 1.0 - spec.promote.confidence
     known = store.added(spec.model, context.records["final"].attempt, _rule(context))
+    stored = store.facts(known)["judgement"] if known else None
     moved = store.moved(known) if known else None
-    if known is not None and moved is not None:
-        return _decided_before(store, known, moved)
+    if known and stored and moved:
+        member = Member(stored["p"], level, None)
+        family.join(step, member)
+        family.settle(run=run_id)
+        return {**_decided_before(store, known, moved), MEMBER: asdict(member)}
     champion = store.champion(spec.model)
     result = json.loads((context.input("final") / final.RESULT).read_text(encoding="utf-8"))
-    tested = _tested(context, result)
+    tested = _tested(context, result, stored["guards"] if stored else None)
     found = judge(store, champion, tested, partial(_asked, context, store))
     version = _added(context, store, tested, result, found)
-    is_proved = isinstance(found.verdict, Promote)
     promotion = {
         "version": version.number,
         "name": version.name,
@@ -42,24 +46,33 @@ def run(context: StageContext) -> Mapping[str, Any]:
         "reason": found.verdict.reason,
         "alias": CHAMPION if spec.promote.approve == "automatic" else CANDIDATE,
     }
-    family, level = context.family, 1.0 - spec.promote.confidence
-    member = Member(found.p if is_proved else 1.0, level, promotion if is_proved else None)
-    family.join(context.step.name, member)
-    _promote_proved(store, family, context.step.name, run=context.run.paths.run_id)
+    member = Member(found.p, level, promotion if found.is_proved else None)
+    family.join(step, member)
+    family.settle(run=run_id, own=step)
     moved = store.moved(version)
     facts = found.facts
-    if is_proved and moved is None:
-        reason = _waiting(family, context.step.name, found.verdict.reason)
-        facts |= {"reason": reason, WAITING: asdict(member)}
-    return _facts(store, version, moved["alias"] if moved else None, facts)
+    if found.is_proved and moved is None:
+        facts["reason"] += _among(family, step)
+    alias = moved["alias"] if moved else None
+    return {**_facts(store, version, alias, facts), MEMBER: asdict(member)}
+
+
+def _among(family: Family, step: str) -> str:
+    """Why a model that is proved by itself waits for others."""
+    return (
+        f"; {family.adjusted()[step]:.3g} among {len(family.steps)} models of the pipeline, of "
+        f"which {len(family.judged())} are judged"
+    )
 
 
 def _rule(context: StageContext) -> dict[str, Any]:
     return context.spec(PromoteSpec).promote.model_dump(mode="json")
 
 
-def _tested(context: StageContext, result: Mapping[str, Any]) -> Tested:
-    """The new model, and what its guards ask about it.
+def _tested(
+    context: StageContext, result: Mapping[str, Any], measured: guards.Measured | None
+) -> Tested:
+    """The new model, and what its guards ask about it, unless an attempt before measured that.
 
     Raises:
         DataError: it was tested on other rows than there are now.
@@ -74,6 +87,15 @@ def _tested(context: StageContext, result: Mapping[str, Any]) -> Tested:
             f"{final_step} was tested on other rows than {context.step.inputs['data'].name} has; "
             f"compute it anew with --from {final_step}"
         )
+    if measured is None:
+        measured = _measured(context, result, tested, folder)
+    return replace(tested, measured=measured)
+
+
+def _measured(
+    context: StageContext, result: Mapping[str, Any], tested: Tested, folder: Path
+) -> guards.Measured:
+    spec, data = context.spec(PromoteSpec), context.input("data")
     measured = guards.measured(
         spec.promote.guards,
         tested.kind,
@@ -86,7 +108,7 @@ def _tested(context: StageContext, result: Mapping[str, Any]) -> Tested:
     if latency := spec.promote.guards.latency:
         median, high = trainings.latency(context, folder, spec.task, latency.batch_size)
         measured |= {"latency_p50_ms": median, "latency_p95_ms": high}
-    return replace(tested, measured=measured)
+    return measured
 
 
 def _size_bytes(folder: Path) -> int:
@@ -119,37 +141,6 @@ def _added(
             "judgement": found.facts,
         },
         documents=model_card.documents(context, result, found.facts),
-    )
-
-
-def _promote_proved(store: ModelStore, family: Family, step: str, *, run: str) -> None:
-    """Move the aliases that this run's models have earned by now, whichever step judged them.
-
-    Raises:
-        ChampionChangedError: the step's own model was compared with what is champion no more.
-    """
-    adjusted = family.adjusted()
-    for other, promotion in family.proved().items():
-        version = Version(promotion["name"], promotion["version"])
-        expected = promotion["expected"]
-        among = f"; {adjusted[other]:.3g} among {len(family.steps)} models of this run"
-        try:
-            store.promote(
-                version,
-                expected=None if expected is None else Version(version.name, expected),
-                reason=promotion["reason"] + (among if len(family.steps) > 1 else ""),
-                run=run,
-                alias=promotion["alias"],
-            )
-        except ChampionChangedError:
-            if other == step and store.moved(version) is None:
-                raise
-
-
-def _waiting(family: Family, step: str, reason: str) -> str:
-    return (
-        f"{reason}; {family.adjusted()[step]:.3g} among {len(family.steps)} models of this run, of "
-        f"which {len(family.judged())} are judged"
     )
 
 

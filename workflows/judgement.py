@@ -38,8 +38,15 @@ class Judgement:
     """What the guards ask for."""
 
     @property
+    def is_proved(self) -> bool:
+        """Whether the gate lets the model through."""
+        return isinstance(self.verdict, Promote)
+
+    @property
     def p(self) -> float:
-        """Of the gains that were asked for, the largest: all must be proved."""
+        """Of the gains that were asked for, the largest: all must be proved. 1 if it is kept."""
+        if not self.is_proved:
+            return 1.0
         asked = [self.rivals[name].gain for name in ("constant", "champion") if name in self.rivals]
         return max((gain.p for gain in asked if gain is not None), default=0.0)
 
@@ -48,6 +55,7 @@ class Judgement:
         """For records, reports and the model card."""
         return {
             "reason": self.verdict.reason,
+            "p": self.p,
             "score": self.challenger.score,
             "compared": {name: _told(rival) for name, rival in self.rivals.items()},
             "guards": dict(self.measured),

@@ -22,7 +22,7 @@ from workflows.pipeline import PromoteSpec, build_steps
 from workflows.planning import Plan, Selection
 from workflows.progress import LiveView
 from workflows.runner import RunResult
-from workflows.steps import Step
+from workflows.steps import Step, StepRef
 from workflows.storage import Storage
 
 _LISTING_EVERY_S = 2.0
@@ -72,6 +72,7 @@ class Session:
             StorageError: a node cannot see the storage; nothing was computed.
         """
         if planning.State.WAITING not in plan.states.values():
+            self.paths.family(self._judging).settle(run=None)  # a run may have been killed before
             return RunResult(plan.states)
         from cluster.ray_cluster import connect  # loads Ray
 
@@ -86,38 +87,33 @@ class Session:
             names = [step.name for step in self.steps]
             every_s = 0.0 if where.is_local else _LISTING_EVERY_S
             with LiveView(console, tail, names, every_s=every_s) as live:
-                return runner.run(
+                result = runner.run(
                     self.steps,
                     plan,
-                    self.context(cluster, self._judging(plan)),
+                    self.context(cluster),
                     self.journal,
                     fail_fast=fail_fast,
                     tick=live.tick,
                 )
+        # Of steps that another run did meanwhile, no step of this one knew.
+        self.paths.family(self._judging).settle(run=self.paths.run_id)
+        return result
 
-    def context(self, cluster: Cluster, judging: tuple[str, ...] = ()) -> RunContext:
-        """What the steps of this run share; `judging` are those whose models are a family."""
+    def context(self, cluster: Cluster) -> RunContext:
+        """What the steps of this run share."""
         return RunContext(
             cluster=cluster,
             execution=self.config.cluster,
             paths=self.paths,
             base=self.base,
             searches=list(shares.searches(self.steps)),
-            judging=judging,
+            judging=self._judging,
         )
 
-    def _judging(self, plan: Plan) -> tuple[str, ...]:
-        """Steps whose models are judged together; those that wait since an earlier run join now."""
-        promoting = [step for step in self.steps if step.kind == "promote"]
-        judged = [s.name for s in promoting if plan.states[s.name] is planning.State.WAITING]
-        others = (s for s in promoting if plan.states[s.name] is planning.State.REUSED)
-        records = {step.name: self.artifacts.find(step) for step in others}
-        facts = {name: record.facts for name, record in records.items() if record}
-        waiting = family.waiting(ModelStore(self.paths.storage), facts) if judged else {}
-        steps = (*judged, *waiting)
-        for name, member in waiting.items():
-            self.paths.family(steps).join(name, member)
-        return steps
+    @property
+    def _judging(self) -> tuple[StepRef, ...]:
+        """Steps whose models are judged together."""
+        return tuple(step.ref for step in self.steps if step.kind == "promote")
 
     @property
     def journal(self) -> Journal:

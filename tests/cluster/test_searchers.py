@@ -183,3 +183,44 @@ def test_time_waits_for_the_least_and_for_no_more_when_all_fail() -> None:
     waiting("b", {"finished": False, "error": "ValueError: no"})
     assert waiting.stop_all()
     assert searchers.stopper(plan(3, [])) is None
+
+
+class Trials:
+    """A search as Tune drives it, whose clock is set by the test."""
+
+    def __init__(self, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(searchers.time, "monotonic", lambda: self.now)
+        self.searcher: Any = searchers.searcher(plan(number, [], searcher="tpe"))
+        self.names = iter(range(number))
+
+    def begin(self) -> str | None:
+        name = str(next(self.names))
+        found = self.searcher.suggest(name)
+        return name if isinstance(found, dict) else None
+
+    def end(self, name: str, *, after_s: float, trained_s: float) -> None:
+        """A trial of one epoch, whose slot needed the rest of the time to start."""
+        self.now += after_s
+        times = {searchers.TIME_THIS_ITER_S: trained_s, searchers.TIME_TOTAL_S: trained_s}
+        of_epoch = {EPOCH: 1, SCORE: 0.5, **times}
+        self.searcher.on_trial_result(name, of_epoch)
+        self.searcher.on_trial_complete(name, of_epoch)
+
+
+@pytest.mark.parametrize(("trials", "opens"), [(14, True), (13, False)])
+def test_a_further_slot_is_opened_where_it_is_ready_before_the_last_trial_begins(
+    monkeypatch: pytest.MonkeyPatch, trials: int, opens: bool
+) -> None:
+    room = [1]
+    token = searchers.slots.set(lambda: room[0])
+    of = Trials(trials, monkeypatch)
+    first = of.begin()
+    assert first is not None
+    assert of.begin() is None  # one slot
+    of.end(first, after_s=6.0, trained_s=0.5)  # 5.5 s to start
+    second = of.begin()
+    assert second is not None
+    room[0] = 2
+    assert (of.begin() is not None) is opens  # of the others, half a second each
+    searchers.slots.reset(token)
