@@ -27,6 +27,9 @@ MARK = "trainers.files.mark"
 
 MARKED = "\udc80"
 
+STDIN = "/dev/stdin"
+"""The place that is standard input."""
+
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://")
 _BUFFER_BYTES = 1 << 20
@@ -323,7 +326,9 @@ class _Stored(io.RawIOBase):
         self._place = place
         with _told(place):
             if scheme_of(place) is None:
-                self._file: Any = open(place, "rb", buffering=0)  # noqa: PTH123, SIM115
+                # Opened by its name, a file that was redirected would begin anew.
+                file, is_own = (0, False) if place == STDIN else (place, True)
+                self._file: Any = open(file, "rb", buffering=0, closefd=is_own)  # noqa: SIM115
             else:
                 block = 0 if streamed and _is_web(place) else _READ_AHEAD_BYTES
                 self._file = _filesystem(place).open(

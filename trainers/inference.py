@@ -1,6 +1,7 @@
 """Label the rows of files with a saved model, in memory that does not grow with them."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import IO, Any
@@ -45,10 +46,36 @@ def label(predictor: Predictor, shard: Shard, output: IO[bytes], output_format: 
         return _write_parquet(chunks, predictor.kind.task, shard, output)
     rows = 0
     for chunk in chunks:
-        for row in chunk:
-            output.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+        output.write(b"".join(_line(row, shard) for row in chunk))
         rows += len(chunk)
     return rows
+
+
+def _line(row: Row, shard: Shard) -> bytes:
+    """A row as JSON; what is no number there is null, dates are texts."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain).encode() + b"\n"
+    except ValueError:  # a number that is none, or half of a surrogate pair
+        return json.dumps(_finite(row), allow_nan=False, default=_plain).encode() + b"\n"
+    except TypeError as error:
+        raise DataError(f"{shard.spans[0].file}: {error}; write .parquet") from error
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes):
+        raise TypeError("there is a column of bytes, which JSON cannot hold")
+    return str(value)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {name: _finite(one) for name, one in value.items()}
+        case list():
+            return [_finite(one) for one in value]
+    return value
 
 
 def columns_of(task: TaskConfig) -> dict[str, pa.DataType]:
@@ -124,11 +151,12 @@ def _text(
     value = row[column]
     if value is None:
         return None
-    if isinstance(value, str):
-        found: Any = value.split() if of_words else value
-        return found if value.strip() else None
-    if of_words and isinstance(value, list) and all(isinstance(word, str) for word in value):
-        return value or None
+    is_list = of_words and isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if is_list or isinstance(value, str):
+        if not tables.is_unicode("".join(value)):
+            raise DataError(f"{place()}: column {column!r} has half of a surrogate pair, no text")
+        found = value.split() if of_words and isinstance(value, str) else value
+        return found if "".join(value).strip() else None
     wanted = "words" if of_words else "text"
     raise DataError(
         f"{place()}: column {column!r} holds no {wanted} but a value of type {type(value).__name__}"
@@ -143,9 +171,10 @@ def _write_parquet(
         schema = _schema(first, task, shard)
         with pyarrow.parquet.ParquetWriter(output, schema) as writer:
             for chunk in chain([first], chunks):
+                _require_columns(chunk, schema)
                 writer.write_table(pa.Table.from_pylist(chunk, schema))
                 rows += len(chunk)
-    except (pa.ArrowException, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise DataError(
             f"{shard.spans[0].file}: rows differ in their types, which a Parquet file cannot hold: "
             f"{error}; write .jsonl"
@@ -153,18 +182,30 @@ def _write_parquet(
     return rows
 
 
+def _require_columns(rows: list[Row], schema: pa.Schema) -> None:
+    """Refuse what Arrow would leave out without a word."""
+    known = set(schema.names)
+    for row in rows:
+        if strange := sorted(row.keys() - known):
+            raise pa.ArrowInvalid(f"the first {_ROWS_TOGETHER} have no {strange[0]!r}")
+
+
 def _schema(rows: list[Row], task: TaskConfig, shard: Shard) -> pa.Schema:
     """Of the input and what is added; of a format without types, what the first rows show."""
     added = columns_of(task)
     if shard.source.format == "parquet":
-        with tables.parquet(shard.spans[0].file) as file:
-            schema = file.schema_arrow.remove_metadata()
+        schema = pa.unify_schemas([_schema_of(span.file) for span in shard.spans])
     else:
-        own = [{name: row[name] for name in row if name not in added} for row in rows]
-        shown = pa.Table.from_pylist(own).schema
+        names = [name for name in dict.fromkeys(chain(*rows)) if name not in added]
+        shown = pa.table({name: [row.get(name) for row in rows] for name in names}).schema
         schema = pa.schema(
             [(one.name, pa.string() if pa.types.is_null(one.type) else one.type) for one in shown]
         )
     for name, of_type in added.items():
         schema = schema.append(pa.field(name, of_type))
     return schema
+
+
+def _schema_of(file: str) -> pa.Schema:
+    with tables.parquet(file) as opened:
+        return opened.schema_arrow.remove_metadata()

@@ -277,7 +277,7 @@ def text_of(
         tell: told of what is wrong.
     """
     value = row.get(column)
-    if isinstance(value, str) and _is_unicode(value):
+    if isinstance(value, str) and is_unicode(value):
         return value
     if isinstance(value, str):
         problem = f"column {column!r} has half of a surrogate pair, which is no text"
@@ -297,7 +297,8 @@ def lacks(column: str, names: Sequence[str], place: str) -> str:
     return f"{place}: no column {column!r}; it has {found}; set text to one of them"
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which no file can hold."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:

@@ -18,7 +18,7 @@ from workflows.console import (
     usage_error,
 )
 from workflows.models import ChampionChangedError, ModelStore, ModelStoreError, Version
-from workflows.storage import Storage
+from workflows.storage import Storage, scheme_of
 
 models = typer.Typer(help="Look at the model store, and move its aliases.", no_args_is_help=True)
 
@@ -258,7 +258,7 @@ def models_replay(
         return
     from workflows.cli_run import end_by_failures, run_until_it_ends
 
-    if Storage.at(into) == Storage.at(storage):
+    if _place(into) == _place(storage):
         raise usage_error("--into is this storage, where it is made already; give another one")
     try:
         replay = Replay.prepare(origin, folder or Path(origin.folder), into)
@@ -304,6 +304,10 @@ def _move(
 def _is_of(waiting: dict[str, Any], champion: Version | None) -> bool:
     """Whether a candidate was compared with what is the champion now."""
     return bool(waiting["previous"] == (champion.number if champion else None))
+
+
+def _place(where: str) -> str:
+    return where if scheme_of(where) else str(Path(where).resolve())
 
 
 def _require_whole(store: ModelStore, version: Version) -> None:

@@ -11,6 +11,7 @@ from cluster.capacity import CapacityError
 from cluster.config import ClusterConfig, WorkerConfig
 from cluster.interface import TaskFailedError, UnreachableError, WorkerLostError
 from trainers import files
+from trainers.config import format_of
 from trainers.errors import DataError
 from workflows.console import (
     FAILED,
@@ -51,7 +52,9 @@ def predict(
         str | None,
         typer.Option("--address", help="The Ray cluster that labels parts; absent, a local one."),
     ] = None,
-    cpus: Annotated[int, typer.Option("--cpus", min=1, help="Of each process on Ray.")] = 1,
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", min=1, help="Of each process on Ray; 1 if absent.")
+    ] = None,
     gpu: Annotated[
         bool, typer.Option("--gpu", help="Label on a GPU; on Ray, one for each process.")
     ] = False,
@@ -73,6 +76,12 @@ def predict(
     is_on_ray = output is not None and (
         files.scheme_of(output) is not None or not Path(output).suffix
     )
+    if text is not None and output is not None:
+        raise usage_error("--text prints; leave --output out, or give the texts in a file")
+    if not is_on_ray and (address is not None or cpus is not None):
+        raise usage_error("--address and --cpus are for Ray, which needs --output FOLDER")
+    if output is not None and files.scheme_of(output) is not None and format_of(output):
+        raise usage_error(f"{output}: a URL is a folder of parts; give its name without a suffix")
     store = ModelStore(Storage.at(storage))
     model = inference.Model(Storage.at(storage), store.resolve(reference))
     try:
@@ -85,7 +94,7 @@ def predict(
             inference.label_file(model, source, sys.stdout.buffer, use_gpu=gpu)
             return
         if is_on_ray:
-            worker = WorkerConfig(cpus=cpus, gpus=float(gpu))
+            worker = WorkerConfig(cpus=cpus or 1, gpus=float(gpu))
             done = _on_ray(model, source, Storage.at(output), address, worker)
         else:
             done = inference.label_file(model, source, Path(output), use_gpu=gpu)

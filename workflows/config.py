@@ -357,5 +357,12 @@ def _trial_problems(tasks: Mapping[str, PipelineTask], trial: TrialConfig) -> It
 
 def as_yaml(config: PipelineConfig) -> str:
     """The whole configuration, defaults included."""
-    data: Mapping[str, Any] = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
+    text = _dumped(config, exclude_none=True)
+    if PipelineConfig.model_validate(yaml.safe_load(text)) == config:
+        return text
+    return _dumped(config, exclude_none=False)  # somewhere null is not the default
+
+
+def _dumped(config: PipelineConfig, *, exclude_none: bool) -> str:
+    data = config.model_dump(mode="json", by_alias=True, exclude_none=exclude_none)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

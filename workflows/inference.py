@@ -1,6 +1,7 @@
 """Label texts with a version of the model store: a few, a file, or many files on a cluster."""
 
 import contextlib
+import glob
 import json
 import tempfile
 import uuid
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
+
+import fsspec
 
 from cluster import capacity
 from cluster.capacity import CapacityError
@@ -20,14 +23,13 @@ from trainers.errors import DataError
 from trainers.pieces import END, Shard, Span
 from trainers.predict import Predictor
 from trainers.task_config import TaskConfig
-from workflows import outside
+from workflows import outside, probe, storage
 from workflows.cache import cache_folder
 from workflows.models import ModelStore, ModelStoreError, Version
-from workflows.storage import Storage
+from workflows.storage import AlreadyExistsError, Storage, StorageError, is_partial
 
 STDIN = "-"
 
-_STDIN_FILE = "/dev/stdin"
 _FORMATS = ("jsonl", "csv", "parquet", "lines")
 _SUFFIXES = {"jsonl": ".jsonl", "parquet": ".parquet"}
 _PART_BYTES = 4 << 20
@@ -181,7 +183,9 @@ def label_on_cluster(
             f"cluster has {whole.cpus:g} CPUs and {whole.gpus:g} GPUs"
         )
     suffix = _SUFFIXES.get(shards[0].source.format, ".jsonl")
+    probe.check(model.storage, cluster)
     _claim(output, model, shards)
+    probe.check(output, cluster)
     there = output.find("")
     parts = [
         Part(model, shard, output, f"part-{number:06d}{suffix}", worker)
@@ -198,11 +202,8 @@ def label_part(part: Part) -> int:
     """Label a part; the number of its rows. Its file appears whole."""
     predictor = _predictor(part.model, part.worker.cpus, use_gpu=bool(part.worker.gpus))
     output_format = "parquet" if part.name.endswith(_SUFFIXES["parquet"]) else "jsonl"
-    with tempfile.TemporaryFile() as file:
-        rows = inference.label(predictor, part.shard, file, output_format)
-        file.seek(0)
-        part.output.write(part.name, file.read())
-    return rows
+    with _new_part(part.output, part.name) as file:
+        return inference.label(predictor, part.shard, file, output_format)
 
 
 @lru_cache(maxsize=1)  # one process labels part after part
@@ -212,8 +213,8 @@ def _predictor(model: Model, threads: int, *, use_gpu: bool) -> Predictor:
 
 def _whole(source: str, task: TaskConfig) -> Shard:
     if source == STDIN:
-        config = SourceConfig(path=_STDIN_FILE, format="jsonl")
-        return Shard(config, 0, (Span(_STDIN_FILE, 0, END),))
+        config = SourceConfig(path=files.STDIN, format="jsonl")
+        return Shard(config, 0, (Span(files.STDIN, 0, END),))
     config, places = _source(source, task)
     return Shard(config, 0, tuple(Span(place, 0, END) for place in places))
 
@@ -228,7 +229,12 @@ def _source(source: str, task: TaskConfig) -> tuple[SourceConfig, list[str]]:
         )
     if input_format == "lines" and task.data.text_pair is not None:
         raise DataError(f"{source}: the model takes two texts a row; give .jsonl, .csv or .parquet")
-    config = SourceConfig(path=source, format=input_format, text=task.data.text)
+    is_name = files.scheme_of(source) is None and not glob.has_magic(source)
+    if is_name and not Path(source).is_file():
+        raise DataError(f"{source}: no such file")
+    config = SourceConfig(
+        path=source, format=input_format, text=task.data.text, encoding=task.data.encoding
+    )
     return config, documents.expand(source, Path.cwd(), input_format)
 
 
@@ -242,17 +248,34 @@ def _output_format(output: Path) -> str:
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that has its name once it is whole."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file that is to be written")
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        file = partial.open("xb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
-        with file:
+        with partial.open("xb") as file:
             yield file
         partial.replace(path)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(storage.explain(error, str(path))) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _new_part(output: Storage, name: str) -> Iterator[IO[bytes]]:
+    """A file of the output that has its name once it is whole, on an object store, too."""
+    if output.is_local:
+        with _appearing(output.path(name)) as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile() as copy:
+        yield copy
+        copy.flush()
+        store, path = fsspec.url_to_fs(output.url(name))
+        store.put_file(copy.name, path)
 
 
 def _claim(output: Storage, model: Model, shards: Sequence[Shard]) -> None:
@@ -271,11 +294,12 @@ def _claim(output: Storage, model: Model, shards: Sequence[Shard]) -> None:
         "input": {place: _state_of(place) for place in places},
     }
     content = json.dumps(plan, indent=1).encode()
-    if not output.exists(_PLAN):
-        if output.find(""):
-            raise DataError(f"{output.root} has other files; give a new folder")
-        output.write(_PLAN, content)
-    elif output.read(_PLAN) != content:
+    known = [name for name in output.find("") if not is_partial(name)]
+    if known and _PLAN not in known:
+        raise DataError(f"{output.root} has other files; give a new folder")
+    with contextlib.suppress(AlreadyExistsError):
+        output.create(_PLAN, content)
+    if output.read(_PLAN) != content:
         raise DataError(
             f"{output.root} has predictions of another model, or of other rows than the input has "
             "now; give a new folder, or remove that one"

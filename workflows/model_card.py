@@ -77,6 +77,7 @@ def _ancestors(context: StageContext, head: RunHead | None) -> Iterator[Record]:
 def _lineage(
     context: StageContext, head: RunHead | None, ancestors: list[Record]
 ) -> dict[str, Any]:
+    base = next((record for record in ancestors if record.kind == "base"), None)
     told = ("name", "kind", "version", "fingerprint", "inputs", "outside", "spec", "finished_at")
     return {
         "schema_version": 1,
@@ -84,6 +85,7 @@ def _lineage(
         "run": context.run.paths.run_id,
         "folder": head.folder if head else "",
         "commit": head.commit if head else None,
+        "base_model": base.facts.get("version") if base else None,
         "environment": context.records["final"].versions,
         "steps": [
             {**{name: getattr(record, name) for name in told}, "code": record.source}

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,14 @@ class Origin:
         if not {LINEAGE, PIPELINE, _WEIGHTS} <= facts["files"].keys():
             raise ModelStoreError(f"{version} does not say which pipeline made it")
         lineage = json.loads(store.read(version, LINEAGE))
+        pipeline = store.read(version, PIPELINE).decode()
+        if lineage["base_model"]:  # the file may name an alias, which is another version by now
+            data = yaml.safe_load(pipeline)
+            data["base"]["store"] = lineage["base_model"]
+            pipeline = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
         return cls(
             version,
-            store.read(version, PIPELINE).decode(),
+            pipeline,
             lineage["folder"],
             lineage["commit"],
             lineage["run"],
@@ -95,19 +100,32 @@ class Replay:
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary, PIPELINE)
             path.write_text(origin.pipeline, encoding="utf-8")
-            config = load_config(path, [f"storage={yaml.safe_dump(storage).strip()}"])
+            config = load_config(path, [f"storage={json.dumps(storage)}"])
+        if config.base is not None and config.base.store is not None:
+            raise ReplayError(
+                f"{origin.version} cannot be made again in another storage: its base is "
+                f"{config.base.store}, a model of this one"
+            )
         opened = Session.open(config, folder)
         name = f"{origin.version.name.partition('.')[2]}.final"
         step = next(step for step in opened.steps if step.name == name)
         if step.fingerprint != origin.fingerprint:
             raise ReplayError(f"{origin.version} cannot be made again: {_why(origin, opened)}")
+        if opened.artifacts.find(step) is not None:
+            raise ReplayError(f"{storage} has that training already; give another storage")
         return cls(origin, opened, step)
 
     @property
     def selection(self) -> Selection:
         """The steps that it takes."""
         steps = {step.name: step for step in self.opened.steps}
-        return Selection(only=frozenset(_ancestors(self.step, steps)))
+        found, waiting = set[str](), [self.step.name]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += [source.name for source in steps[name].inputs.values()]
+        return Selection(only=frozenset(found))
 
     def is_equal(self) -> bool:
         """Whether the weights are the same to the last bit, once the steps have run."""
@@ -116,12 +134,6 @@ class Replay:
         assert record is not None, "the steps have run"
         weights = artifacts.output(record) / final.MODEL / _WEIGHTS
         return manifest.digest_of(weights) == self.origin.weights
-
-
-def _ancestors(step: Step, steps: Mapping[str, Step]) -> Iterator[str]:
-    yield step.name
-    for source in step.inputs.values():
-        yield from _ancestors(steps[source.name], steps)
 
 
 def _why(origin: Origin, opened: Session) -> str:

@@ -46,7 +46,7 @@ class ControlsConfig(Schema):
 
 
 class LatencyConfig(Schema):
-    """How long a model may take to answer, on what one trial is given."""
+    """How long a model may take to answer, on what one worker of a trial is given."""
 
     batch_size: PositiveInt = 1
     """Rows that it is asked about together."""

@@ -97,8 +97,12 @@ def all_tested(
         models: each with the rows it is asked about.
         stored: names in the storage of folders that are neither the step's nor its inputs.
     """
-    worker, execution = _of_one_process(context.run.execution.trials)
-    models = [replace(saved, execution=execution) for saved in models]
+    trial = context.run.execution.trials
+    worker: WorkerConfig = trial
+    if trial.workers > 1:  # the whole model need not fit the GPU of one of them
+        worker = WorkerConfig(cpus=trial.cpus)
+        on_cpu = replace(execution_of(trial), use_gpu=False)
+        models = [replace(saved, execution=on_cpu) for saved in models]
     function = context.exchange(stored).mapped(retraining.test)
     found: list[Any] = context.run.cluster.map(function, models, worker, context.log)
     return found
@@ -107,20 +111,13 @@ def all_tested(
 def latency(
     context: StageContext, model: Path, task: TaskConfig, batch_size: int
 ) -> tuple[float, float]:
-    """Median and 95th percentile of a model's milliseconds, on what one trial is given."""
-    worker, execution = _of_one_process(context.run.execution.trials)
+    """Median and 95th percentile of a model's milliseconds, on what one worker is given."""
+    trial = context.run.execution.trials
+    worker, execution = WorkerConfig(cpus=trial.cpus, gpus=trial.gpus), execution_of(trial)
     timed = TimedModel(model, task, context.input("data"), execution, batch_size)
     function = context.exchange().mapped(percentiles)
     (found,) = context.run.cluster.map(function, [timed], worker, context.log)
     return found  # type: ignore[no-any-return]
-
-
-def _of_one_process(trial: TrialConfig) -> tuple[WorkerConfig, TrialExecution]:
-    """What a process is given that holds a whole model."""
-    execution = execution_of(trial)
-    if trial.workers > 1:  # the whole model need not fit the GPU of one of them
-        return WorkerConfig(cpus=trial.cpus), replace(execution, use_gpu=False)
-    return trial, execution
 
 
 def _new_folder(context: StageContext) -> Path:

@@ -360,6 +360,13 @@ def test_a_promoted_model_is_the_base_of_another_task(finished: Run, tmp_path: P
     report = (tmp_path / "storage" / "runs" / summary["run"] / "report.html").read_text("utf-8")
     assert "tiny.tone@1 of the model store; not pretrained here" in report
 
+    replay = ("models", "replay", "more.places", "--storage", tmp_path / "storage")
+    told = pretune(*replay, folder=tmp_path).stdout
+    assert yaml.safe_load(told)["base"] == {"store": "tiny.tone@1"}
+    alone = pretune(*replay, "--into", tmp_path / "again", folder=tmp_path)
+    assert alone.returncode == 2
+    assert "its base is tiny.tone@1, a model of this one" in alone.stderr
+
     again = pretune("plan", pipeline, "--json", folder=tmp_path)
     assert {step["plan"] for step in json.loads(again.stdout)} == {"REUSE"}
     answer = pretune("verify-resume", pipeline, folder=tmp_path)
@@ -473,6 +480,9 @@ def test_a_version_is_made_again_from_what_it_tells(finished: Run, tmp_path: Pat
     assert again.returncode == 0, again.stderr
     assert "was made again: the weights are the same" in again.stdout
     assert not (tmp_path / "again" / "models").exists()
+    twice = pretune(*replay, *into, folder=tmp_path)
+    assert twice.returncode == 2
+    assert "has that training already; give another storage" in twice.stderr
 
 
 def test_champion_is_asked_about_other_rows_and_a_person_has_the_last_word(

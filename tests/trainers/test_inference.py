@@ -173,3 +173,44 @@ def test_rows_that_no_parquet_file_can_hold_are_refused(
     with pytest.raises(DataError, match=r"rows\.jsonl: rows differ in their types.*write \.jsonl"):
         labelled(predictor, shard, "parquet")
     assert [row["id"] for row in labelled(predictor, shard)] == [1, "two"]
+
+
+def test_columns_that_some_rows_have_are_kept_or_refused(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": "a"}, {"text": "b", "id": 7}, {"text": "c", "new": True}]
+    found = labelled(predictor, written(tmp_path, rows, "rows.jsonl"), "parquet")
+    assert [(row["id"], row["new"]) for row in found] == [(None, None), (7, None), (None, True)]
+    monkeypatch.setattr(inference, "_ROWS_TOGETHER", 2)
+    with pytest.raises(DataError, match=r"the first 2 have no 'new'; write \.jsonl"):
+        labelled(predictor, written(tmp_path, rows, "rows.jsonl"), "parquet")
+
+
+def test_parquet_files_with_other_columns_are_put_together(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    one = written(tmp_path, [{"text": "a"}], "a.parquet")
+    other = written(tmp_path, [{"text": "b", "id": 7}], "b.parquet")
+    both = Shard(one.source, 0, (*one.spans, *other.spans))
+    assert [row["id"] for row in labelled(predictor, both, "parquet")] == [None, 7]
+    clash = written(tmp_path, [{"text": "b", "id": "x"}], "c.parquet")
+    wrong = Shard(one.source, 0, (*other.spans, *clash.spans))
+    with pytest.raises(DataError, match="rows differ in their types"):
+        labelled(predictor, wrong, "parquet")
+
+
+def test_what_json_cannot_hold_is_null_or_refused(predictor: Predictor, tmp_path: Path) -> None:
+    strange = {"text": "a", "number": float("nan"), "list": [float("inf"), 1.0]}
+    (row,) = labelled(predictor, written(tmp_path, [strange], "rows.parquet"))
+    assert (row["number"], row["list"]) == (None, [None, 1.0])
+    with pytest.raises(DataError, match=r"a column of bytes, which JSON cannot hold; write \.parq"):
+        labelled(predictor, written(tmp_path, [{"text": "a", "raw": b"x"}], "rows.parquet"))
+
+
+def test_half_of_a_surrogate_pair_is_no_text(predictor: Predictor, tmp_path: Path) -> None:
+    rows = [{"text": "fine", "note": "\ud83d"}]
+    assert labelled(predictor, written(tmp_path, rows, "rows.jsonl"))[0]["note"] == "\ud83d"
+    with pytest.raises(DataError, match="rows differ in their types"):
+        labelled(predictor, written(tmp_path, rows, "rows.jsonl"), "parquet")
+    with pytest.raises(DataError, match="line 1: column 'text' has half of a surrogate pair"):
+        labelled(predictor, written(tmp_path, [{"text": "\ud83d"}], "rows.jsonl"))

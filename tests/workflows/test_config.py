@@ -39,6 +39,17 @@ def test_a_configuration_survives_being_written_and_read(
     assert load_config(written) == config
 
 
+def test_null_that_is_not_the_default_survives_too(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    overrides = ["corpus.clean.held_out_ngram=null"]
+    config = load_config(write_pipeline(tmp_path, pipeline), overrides)
+    assert config.corpus.clean.held_out_ngram is None
+    written = tmp_path / "again.yaml"
+    written.write_text(as_yaml(config), encoding="utf-8")
+    assert load_config(written) == config
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [

@@ -24,10 +24,10 @@ from workflows import inference
 from workflows.cli import app
 from workflows.inference import Labelled, Model
 from workflows.models import ModelStore, ModelStoreError
-from workflows.storage import Storage
+from workflows.storage import Storage, StorageError
 
 NAME = "tiny.tone"
-TASK = {
+TASK: dict[str, Any] = {
     "type": "classification",
     "metric": "accuracy",
     "max_length": 64,
@@ -69,7 +69,7 @@ def write_lines(path: Path) -> Path:
 def test_a_file_appears_whole_or_not_at_all(model: Model, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl")
     output = tmp_path / "out" / "labels.parquet"
-    with pytest.raises(DataError, match="cannot be written: No such file or directory"):
+    with pytest.raises(StorageError, match="cannot be written: No such file or directory"):
         inference.label_file(model, str(source), output, use_gpu=False)
     output.parent.mkdir()
     done = inference.label_file(model, str(source), output, use_gpu=False)
@@ -82,6 +82,24 @@ def test_a_file_appears_whole_or_not_at_all(model: Model, tmp_path: Path) -> Non
         inference.label_file(model, str(source), output, use_gpu=False)
     assert output.read_bytes() == whole
     assert list(output.parent.iterdir()) == [output]
+
+
+def test_a_folder_is_no_output_file(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").mkdir()
+    source = write_lines(tmp_path / "in.jsonl")
+    with pytest.raises(DataError, match="is a folder; name a file"):
+        inference.label_file(model, str(source), tmp_path / "out.jsonl", use_gpu=False)
+
+
+def test_files_are_read_in_the_encoding_of_the_task(
+    local: Storage, folder: Path, tmp_path: Path
+) -> None:
+    data = {**TASK["data"], "encoding": "latin-1"}
+    model = add(local, folder, task={**TASK, "data": data})
+    (tmp_path / "in.txt").write_text("Käse\n", encoding="latin-1")
+    found = io.BytesIO()
+    inference.label_file(model, str(tmp_path / "in.txt"), found, use_gpu=False)
+    assert json.loads(found.getvalue())["text"] == "Käse"
 
 
 def test_of_several_files_rows_come_in_their_order(model: Model, tmp_path: Path) -> None:
@@ -202,7 +220,11 @@ def test_command_labels_a_file(model: Model, tmp_path: Path) -> None:
         ((), "give one INPUT, or texts with --text"),
         (("in.jsonl", "--text", "a"), "give one INPUT, or texts with --text"),
         (("in.jsonl", "--output", "out.csv"), "predictions are written as .jsonl or .parquet"),
-        (("nowhere.jsonl",), "no such file"),
+        (("nowhere.jsonl",), "nowhere.jsonl: no such file"),
+        (("--text", "a", "--output", "out.jsonl"), "--text prints; leave --output out"),
+        (("in.jsonl", "--address", "auto"), "--address and --cpus are for Ray"),
+        (("in.jsonl", "--cpus", "2", "--output", "out.jsonl"), "--address and --cpus are for Ray"),
+        (("in.jsonl", "--output", "s3://bucket/out.jsonl"), "a URL is a folder of parts"),
         (("in.jsonl", "--gpu"), "there is no GPU"),
         (("in.jsonl", "--output", "folder", "--address", "ray://x:1"), "Ray Client"),
         (("in.jsonl", "--output", "folder", "--address", "127.0.0.1:1"), "no Ray cluster answers"),
@@ -228,6 +250,15 @@ def test_wrong_use_is_one_message_and_exit_code_2(
 
 
 PRETUNE = str(Path(sys.executable).with_name("pretune"))
+
+
+def test_standard_input_goes_on_where_it_stands(model: Model, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl")
+    predict = f"{PRETUNE} predict {NAME}@1 - --storage {model.storage.root}"
+    told = subprocess.run(
+        ["sh", "-c", f"{{ read skipped; {predict}; }} < {source}"], capture_output=True, check=True
+    )
+    assert [json.loads(line)["text"] for line in told.stdout.splitlines()] == TEXTS[1:]
 
 
 def test_rows_go_through_a_pipe(model: Model, tmp_path: Path) -> None:
