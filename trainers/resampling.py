@@ -228,7 +228,9 @@ def _area(truth: Values, probabilities: Values) -> Resampled:
     Of each label the share of pairs, a row with it and one without, that are in the right order; a
     tie counts half.
     """
-    plans = [_pairs(true == 1, scores) for true, scores in zip(truth.T, probabilities.T, strict=True)]
+    plans = [
+        _pairs(true == 1, scores) for true, scores in zip(truth.T, probabilities.T, strict=True)
+    ]
 
     def area(counts: Values) -> Values:
         of_rows = np.ascontiguousarray(counts.T)  # whole rows are gathered below

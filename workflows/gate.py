@@ -119,7 +119,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     facts = found.facts
     if is_proved and moved is None:
         facts |= {"reason": _waiting(family, context.step.name, found.verdict.reason)}
-    return _facts(store, version, moved and moved["alias"], facts)
+    return _facts(store, version, moved["alias"] if moved else None, facts)
 
 
 def _promote_proved(store: ModelStore, family: Family, step: str, *, run: str) -> None:

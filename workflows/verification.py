@@ -183,7 +183,8 @@ class Verification:
     def _context(self, name: str, workers: int, trouble: Trouble) -> StageContext:
         """What the stage is given: a gang of that size, in a folder that no record names."""
         session, storage = self.session, self._storage
-        run = session.context(cast("Cluster", _TroubledCluster(self.cluster, trouble)))
+        cluster = cast("Cluster", _TroubledCluster(self.cluster, trouble))
+        run = session.context(cluster, session.plan())
         gang = run.execution.pretrain.model_copy(update={"workers": workers})
         execution = run.execution.model_copy(update={"pretrain": gang})
         place = storage.path(name) if storage.is_local else cache_folder() / name
