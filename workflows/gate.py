@@ -67,6 +67,8 @@ class Judgement:
 
 def run(context: StageContext) -> Mapping[str, Any]:
     """The verdict as facts, with what it rests on."""
+    from workflows import mlmodel  # imports MLflow
+
     spec, store = context.spec(PromoteSpec), ModelStore(context.run.paths.storage)
     attempt, rule = context.records["final"].attempt, spec.promote.model_dump(mode="json")
     known = store.added(spec.model, attempt, rule)
@@ -98,7 +100,10 @@ def run(context: StageContext) -> Mapping[str, Any]:
             "promote": rule,
             "judgement": found.facts,
         },
-        documents=model_card.documents(context, result, found.facts),
+        documents={
+            **model_card.documents(context, result, found.facts),
+            **mlmodel.documents(spec.task, context.records["final"]),
+        },
     )
     is_proved = isinstance(found.verdict, Promote)
     promotion = {

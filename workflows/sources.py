@@ -49,11 +49,23 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.final:RESULT",
         "workflows.final:MODEL",
         "workflows.model_card",
+        "workflows.mlmodel",
         "workflows.trainings:all_tested",
         "workflows.trainings:execution_of",
     ),
-    "report": ("workflows.stages:write_report", "workflows.report", "workflows.final:ranked"),
-    "track": ("workflows.stages:track", "workflows.tracking"),
+    "report": (
+        "workflows.stages:write_report",
+        "workflows.report",
+        "workflows.final:ranked",
+        "workflows.family:as_it_came",
+    ),
+    "track": (
+        "workflows.stages:track",
+        "workflows.tracking",
+        "workflows.mirrored_runs",
+        "workflows.mirrored_models",
+        "workflows.model_card:LINEAGE",
+    ),
 }
 """What computes each kind of step, as entries of `source_digest`; trainers are found from there."""
 
