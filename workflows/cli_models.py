@@ -264,7 +264,7 @@ def models_sync(storage: StorageOption = STORAGE) -> None:
         written = tracking.sync(tracking_uri(where), where)
     except tracking.MirrorError as error:
         raise usage_error(str(error)) from None
-    told = f"new in MLflow at {written.uri}: {written.runs} runs, {written.versions} versions"
+    told = f"new in MLflow at {written.uri}: runs {written.runs}, versions {written.versions}"
     out.print(told, markup=False, highlight=False, soft_wrap=True)
 
 

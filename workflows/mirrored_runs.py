@@ -21,8 +21,6 @@ _RUN, _ATTEMPT, _FINGERPRINT = "pretune.run", "pretune.attempt", "pretune.finger
 _PARENT = "mlflow.parentRunId"
 _SQLITE, _ARTIFACTS = "sqlite:///", "mlflow-artifacts"
 _LONGEST_PARAM = 500
-_MOST_METRICS = 1000
-"""That MLflow takes in one call."""
 _MOST_RUNS = 50_000
 """That MLflow gives in one answer."""
 
@@ -114,7 +112,7 @@ class MirroredRuns:
                 run = self._begin(parent.experiment_id, one.name, begin, tags)
                 self._log(run, one.params, one.points, end)
                 self._client.set_terminated(run, one.status, end)
-        self._client.set_terminated(parent.run_id, end_time=max(end, parent.end_time))
+        self._client.set_terminated(parent.run_id, end_time=max(end, parent.end_time or 0))
 
     def _scores(self, record: Record, test: Mapping[str, float]) -> None:
         """A task's test scores, of its run. MLflow drops points that it was told before."""
@@ -156,9 +154,7 @@ class MirroredRuns:
             for name, value in values.items()
         ]
         shortened = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in params.items()]
-        for start in range(0, max(1, len(metrics)), _MOST_METRICS):
-            chunk = metrics[start : start + _MOST_METRICS]
-            self._client.log_batch(run, chunk, shortened if start == 0 else ())
+        self._client.log_batch(run, metrics, shortened)
 
 
 def _pretraining(record: Record, told: Mapping[str, Any]) -> _Nested:

@@ -91,7 +91,7 @@ def shown(text: str) -> str:
 def _mirror(uri: str, where: Storage) -> Iterator[tuple[MirroredRuns, MirroredModels]]:
     """Both parts of the mirror, once MLflow has answered; one error for all that it may raise.
 
-    MLflow's own patience with a server that is not there is minutes: here it is half of one.
+    MLflow's own patience with a server that is not there is minutes: here it is less than one.
     """
     try:
         with _unless_set(

@@ -148,7 +148,7 @@ def test_mlflow_has_the_runs_the_versions_and_the_alias(finished: Run) -> None:
     assert len(client.get_metric_history(pretrain.info.run_id, "loss")) == 20
     answer = pretune("models", "sync", "--storage", finished.storage, folder=finished.folder)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.splitlines()[-1].endswith("0 runs, 0 versions")
+    assert answer.stdout.splitlines()[-1].endswith("runs 0, versions 0")
 
 
 def test_status_is_read_from_the_storage(finished: Run) -> None:

@@ -86,7 +86,7 @@ TRIALS = [
 class World:
     """A storage with a run of every kind of step that is mirrored, and a folder to make models of.
 
-    The curve of pretraining has more points than MLflow takes in one call.
+    The curves of pretraining have more points than a server takes in one call.
     """
 
     def __init__(
@@ -351,6 +351,14 @@ def test_what_was_cut_off_is_written_anew_and_what_is_whole_stays(here: World, u
     assert picture(uri) == before
 
 
+def test_a_run_that_was_begun_and_no_more_is_ended(here: World, uri: str) -> None:
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("tiny")
+    client.create_run(experiment, tags={"pretune.run": FIRST}, run_name=FIRST)
+    assert here.track(uri).runs == 3
+    assert {run[2] for run in picture(uri)["runs"] if run[0] == FIRST} == {"FINISHED"}
+
+
 def test_steps_whose_artifacts_are_gone_are_left_out(here: World, uri: str) -> None:
     for record in here.records[:2]:
         here.where.delete(output_name(record))
@@ -499,7 +507,7 @@ def test_the_command_writes_what_is_lacking_and_says_how_much(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     here.promote(here.add("a"))
     _database(here.where.path("mlflow.db"), empty_database)
-    for expected in ("4 runs, 1 versions", "0 runs, 0 versions"):
+    for expected in ("runs 4, versions 1", "runs 0, versions 0"):
         answer = CliRunner().invoke(app, ["models", "sync", "--storage", here.where.root])
         assert answer.exit_code == 0, answer.output
         assert answer.output.splitlines()[-1].endswith(expected)
