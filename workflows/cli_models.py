@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workflows import history
 from workflows.console import (
     FAILED,
     STORAGE,
@@ -17,6 +18,7 @@ from workflows.console import (
     table_of,
     usage_error,
 )
+from workflows.execution import tracking_uri
 from workflows.models import ChampionChangedError, ModelStore, ModelStoreError, Version
 from workflows.storage import Storage, scheme_of
 
@@ -287,6 +289,28 @@ def models_pull(
     version = store.resolve(reference)
     store.pull(version, folder)
     out.print(f"{version} is in {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+@models.command("sync")
+def models_sync(storage: StorageOption = STORAGE) -> None:
+    """Write to MLflow what it lacks of the storage's runs and models; nothing is there twice.
+
+    To the server that MLFLOW_TRACKING_URI names; else to the database beside the storage, or, of an
+    object store, in this machine's cache. Exit code 2 where it cannot be written.
+
+    Example: `pretune models sync --storage s3://bucket/prefix`
+    """
+    where = Storage.at(storage)
+    if not history.run_ids(where) and not ModelStore(where).names():
+        raise usage_error(f"no runs and no models in {storage}; give --storage")
+    from workflows import tracking  # loads MLflow
+
+    try:
+        written = tracking.sync(tracking_uri(where), where)
+    except tracking.MirrorError as error:
+        raise usage_error(str(error)) from None
+    told = f"new in MLflow at {written.uri}: runs {written.runs}, versions {written.versions}"
+    out.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _move(

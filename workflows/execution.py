@@ -4,6 +4,7 @@ import _thread
 import contextlib
 import errno
 import logging
+import os
 import signal
 import threading
 import time
@@ -67,13 +68,6 @@ class RunPaths:
         """Its existence asks the run to end."""
         return f"{self.directory}/stop"
 
-    @property
-    def tracking(self) -> Path:
-        """MLflow's embedded database: beside a local storage, else on this machine."""
-        if self.storage.is_local:
-            return self.storage.path("mlflow.db")
-        return cache_folder() / "mlflow" / f"{storage.key_of(self.storage.root)}.db"
-
     def family(self, steps: tuple[StepRef, ...]) -> Family:
         """The models that steps judge."""
         return Family(self.storage, f"{self.directory}/family", steps)
@@ -97,6 +91,16 @@ class RunPaths:
         """Copy what a step has logged on this node to an object store."""
         if not self.storage.is_local and self.log(step).parent.is_dir():
             self.storage.upload(self.log(step).parent, self.logs)
+
+
+def tracking_uri(where: Storage) -> str:
+    """What `MLFLOW_TRACKING_URI` names; else a database beside a local storage, or in the cache."""
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    if named:
+        return named
+    if where.is_local:
+        return f"sqlite:///{where.path('mlflow.db')}"
+    return f"sqlite:///{cache_folder() / 'mlflow' / storage.key_of(where.root)}.db"
 
 
 @dataclass

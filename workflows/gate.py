@@ -126,6 +126,8 @@ def _added(
     found: Judgement,
 ) -> Version:
     """The new model as a version, with what is written about it."""
+    from workflows import mlmodel  # imports MLflow
+
     spec = context.spec(PromoteSpec)
     return store.add(
         spec.model,
@@ -140,7 +142,10 @@ def _added(
             "promote": _rule(context),
             "judgement": found.facts,
         },
-        documents=model_card.documents(context, result, found.facts),
+        documents={
+            **model_card.documents(context, result, found.facts),
+            **mlmodel.documents(spec.task, context.records["final"]),
+        },
     )
 
 

@@ -14,7 +14,7 @@ from cluster.interface import Cluster
 from workflows import family, outside, planning, probe, runner, shares
 from workflows.artifacts import Artifacts
 from workflows.config import PipelineConfig, as_yaml
-from workflows.execution import RunContext, RunPaths
+from workflows.execution import RunContext, RunPaths, tracking_uri
 from workflows.history import PIPELINE, PLAN, commit_of
 from workflows.journal import DRIVER, Journal, Tail
 from workflows.models import ModelStore
@@ -159,9 +159,19 @@ class Session:
             },
             "report": self._report() or "",
             "models": self.paths.storage.url("models"),
-            "mlflow": f"mlflow ui --backend-store-uri sqlite:///{self.paths.tracking}",
+            "mlflow": self._mlflow(result),
             "failures": [vars(failure) for failure in result.failures],
         }
+
+    def _mlflow(self, result: RunResult) -> str:
+        """How to see the mirror in MLflow; or why this run could not write it."""
+        step = next(step for step in self.steps if step.kind == "track")
+        record = self.artifacts.find(step)
+        facts = record.facts if record else {}
+        if "error" in facts and result.states[step.name] is planning.State.DONE:
+            return str(facts["error"])
+        uri = str(facts.get("uri") or tracking_uri(self.paths.storage))
+        return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
     def _report(self) -> str | None:
         """This run's report, or the one of the run that computed it."""

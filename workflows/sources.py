@@ -51,6 +51,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.final:RESULT",
         "workflows.final:MODEL",
         "workflows.model_card",
+        "workflows.mlmodel",
         "workflows.trainings:all_tested",
         "workflows.trainings:latency",
         "workflows.trainings:execution_of",
@@ -58,10 +59,16 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "report": (
         "workflows.stages:write_report",
         "workflows.report",
-        "workflows.family:as_it_came",
         "workflows.final:ranked",
+        "workflows.family:as_it_came",
     ),
-    "track": ("workflows.stages:track", "workflows.tracking"),
+    "track": (
+        "workflows.stages:track",
+        "workflows.tracking",
+        "workflows.mirrored_runs",
+        "workflows.mirrored_models",
+        "workflows.model_card:LINEAGE",
+    ),
 }
 """What computes each kind of step, as entries of `source_digest`; trainers are found from there."""
 

@@ -1,13 +1,15 @@
 """One function per kind of step: the only place where trainers meet the cluster."""
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from trainers import bases, corpus, probe, task_data, tokenizer, tokens
 from trainers.task_types import class_of
 from workflows import corpora, family, features, final, gate, pretraining, trainings, tuning
 from workflows.artifacts import Finished
-from workflows.execution import StageContext
+from workflows.execution import StageContext, tracking_uri
 from workflows.models import ModelStore
 from workflows.pipeline import (
     BaseSpec,
@@ -18,6 +20,8 @@ from workflows.pipeline import (
     TokensSpec,
 )
 from workflows.shards import Shards
+
+logger = logging.getLogger(__name__)
 
 Facts = Mapping[str, Any]
 
@@ -127,15 +131,17 @@ def write_report(context: StageContext) -> Facts:
 
 
 def track(context: StageContext) -> Facts:
-    """The run, its trials and its models in MLflow."""
+    """The run, its trials and its models in MLflow; where that cannot be, a warning is all."""
     from workflows import tracking  # imports MLflow
 
-    mirror = tracking.Mirror(context.spec(SummarySpec).name, context.run.paths.tracking)
-    store = ModelStore(context.run.paths.storage)
-    return {
-        "uri": mirror.uri,
-        "runs": mirror.run(context.run.paths.run_id, _finished(context), store),
-    }
+    paths = context.run.paths
+    uri = tracking_uri(paths.storage)
+    try:
+        written = tracking.track(uri, paths.storage, paths.run_id, context.records.values())
+    except tracking.MirrorError as error:
+        logger.warning("%s", error)
+        return {"uri": tracking.shown(uri), "error": str(error)}
+    return asdict(written)
 
 
 def _finished(context: StageContext) -> dict[str, Finished]:

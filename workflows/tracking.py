@@ -1,139 +1,122 @@
-"""Runs, trials, versions and aliases in MLflow, written by one process; MLflow is asked nothing."""
+"""What is mirrored in MLflow and when; what happens where MLflow is not there.
 
-import json
+The storage is the truth, and MLflow is asked only what it has already. All is found again by tags
+that begin with `pretune.`, so that writing it twice adds nothing.
+"""
+
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 
-from workflows.artifacts import Finished
-from workflows.models import CHAMPION, ModelStore, Version
-from workflows.storage import scheme_of
-
-_ARTIFACTS = "mlflow-artifacts"
-_LONGEST_PARAM = 500
+from workflows import history
+from workflows.ledger import Ledger, Record
+from workflows.mirrored_models import MirroredModels
+from workflows.mirrored_runs import TOLD, MirroredRuns
+from workflows.models import ModelStore, ModelStoreError
+from workflows.storage import Storage, StorageError
 
 
-class Mirror:
-    """Copies a pipeline's finished steps into one MLflow experiment."""
+class MirrorError(RuntimeError):
+    """MLflow could not be written; what the storage holds is whole."""
 
-    def __init__(self, pipeline: str, database: Path) -> None:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
-        database.parent.mkdir(parents=True, exist_ok=True)
-        mlflow.set_tracking_uri(uri)
-        self.uri = uri
-        self._client = MlflowClient(uri)
-        self._pipeline = pipeline
-        found = self._client.get_experiment_by_name(pipeline)
-        # On a server artifacts live where the server says; beside an embedded database, here.
-        place = (
-            None
-            if os.environ.get("MLFLOW_TRACKING_URI")
-            else database.with_name(_ARTIFACTS).as_uri()
-        )
-        self._experiment: str = (
-            found.experiment_id if found else self._client.create_experiment(pipeline, place)
+    def __init__(self, uri: str, root: str, cause: str) -> None:
+        super().__init__(uri, root, cause)
+        self.uri, self.root, self.cause = uri, root, cause
+
+    def __str__(self) -> str:
+        return (
+            f"MLflow at {self.uri} could not be written, the models are safe: {self.cause}; "
+            f"write it later with: pretune models sync --storage {self.root}"
         )
 
-    def run(self, run_id: str, finished: Mapping[str, Finished], store: ModelStore) -> int:
-        """One MLflow run with pretraining and trials nested below; the number of runs written."""
-        parent = self._begin(run_id, {})
-        written = 1
-        if pretrain := finished.get("pretrain"):
-            written += self._pretraining(pretrain, parent)
-        for name, step in finished.items():
-            if name.endswith(".tune"):
-                written += self._trials(name, step, parent)
-            if name.endswith(".final"):
-                self._final(name, step, parent)
-            if name.endswith(".promote"):
-                self._model(step.record.facts["model"].partition("@")[0], store, parent)
-        self._client.set_terminated(parent)
-        return written
 
-    def _pretraining(self, step: Finished, parent: str) -> int:
-        if not (step.output / "pretraining.json").is_file():
-            return 0  # an adopted checkpoint has no history
-        run = self._begin("pretrain", {"mlflow.parentRunId": parent})
-        facts = json.loads((step.output / "pretraining.json").read_text("utf-8"))
-        told = [*facts["history"], *facts.get("speeds", ())]
-        points = [(point["optimizer_step"], point) for point in told]
-        self._log(run, step.record.spec["pretrain"], points)
-        self._client.set_terminated(run)
-        return 1
+@dataclass(frozen=True)
+class Written:
+    """What was new to MLflow."""
 
-    def _trials(self, name: str, step: Finished, parent: str) -> int:
-        trials = json.loads((step.output / "trials.json").read_text("utf-8"))
-        for trial in trials:
-            run = self._begin(f"{name}.{trial['trial_id']}", {"mlflow.parentRunId": parent})
-            changes = {"changes": trial["changes"]} if trial.get("changes") else {}
-            params = {**trial["hyperparameters"], **changes}
-            self._log(run, params, enumerate(trial["history"], start=1))
-            status = "FAILED" if trial["status"] == "failed" else "FINISHED"
-            self._client.set_terminated(run, status)
-        return len(trials)
-
-    def _final(self, name: str, step: Finished, parent: str) -> None:
-        task = name.removesuffix(".final")
-        result = json.loads((step.output / "final.json").read_text("utf-8"))
-        test = {f"{task}.test.{metric}": value for metric, value in result["test"].items()}
-        self._log(parent, {}, [(0, test)])
-
-    def _model(self, name: str, store: ModelStore, run: str) -> None:
-        """Every version the registry lacks, then the alias."""
-        try:
-            self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        known = {
-            version.tags.get("pretune.version"): version.version
-            for version in self._client.search_model_versions(f"name = '{name}'")
-        }
-        for version in store.versions(name):
-            if str(version.number) not in known:
-                known[str(version.number)] = self._register(version, store, run)
-        champion = store.champion(name)
-        if champion is not None:
-            self._client.set_registered_model_alias(name, CHAMPION, known[str(champion.number)])
-
-    def _register(self, version: Version, store: ModelStore, run: str) -> str:
-        tags = {
-            "pretune.version": str(version.number),
-            "pretune.fingerprint": store.facts(version)["fingerprint"],
-        }
-        made = self._client.create_model_version(
-            version.name, source=_uri(store.folder(version)), run_id=run, tags=tags
-        )
-        return str(made.version)
-
-    def _begin(self, name: str, tags: Mapping[str, str]) -> str:
-        run = self._client.create_run(self._experiment, tags=dict(tags), run_name=name)
-        return str(run.info.run_id)
-
-    def _log(
-        self,
-        run: str,
-        params: Mapping[str, Any],
-        points: Iterable[tuple[int, Mapping[str, float]]],
-    ) -> None:
-        metrics = [
-            Metric(name, float(value), 0, step)
-            for step, values in points
-            for name, value in values.items()
-        ]
-        shown = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in params.items()]
-        tags = [RunTag("pretune.pipeline", self._pipeline)]
-        # MLflow takes at most 1,000 metrics in one call.
-        for start in range(0, max(1, len(metrics)), 1000):
-            chunk = metrics[start : start + 1000]
-            self._client.log_batch(run, chunk, shown if start == 0 else (), tags)
+    uri: str
+    runs: int
+    """With those that are nested in others."""
+    versions: int
 
 
-def _uri(place: str) -> str:
-    return place if scheme_of(place) else Path(place).as_uri()
+def track(uri: str, where: Storage, run_id: str, records: Iterable[Record]) -> Written:
+    """Mirror a run, the steps that it computed or reused, and the models that they judged.
+
+    Args:
+        uri: of MLflow.
+        where: all is read there.
+        run_id: of the run.
+        records: of its finished steps.
+
+    Raises:
+        MirrorError: MLflow is not there, or refuses; what was written until then stays.
+    """
+    records = list(records)
+    judged = {one.facts["model"].partition("@")[0] for one in records if one.kind == "promote"}
+    with _mirror(uri, where) as (runs, models):
+        runs.find_or_make(run_id)
+        runs.take(records)
+        for name in sorted(judged):
+            models.take(name)
+        return Written(shown(uri), runs.written, models.written)
+
+
+def sync(uri: str, where: Storage) -> Written:
+    """Mirror all that a storage holds: runs, the steps whose artifacts are there, every model.
+
+    Raises:
+        MirrorError: as `track`.
+    """
+    ledger = Ledger(where)
+    with _mirror(uri, where) as (runs, models):
+        for run_id in history.run_ids(where):
+            runs.find_or_make(run_id)
+        runs.take(record for kind in TOLD for record in ledger.commits(kind))
+        for name in ModelStore(where).names():
+            models.take(name)
+        return Written(shown(uri), runs.written, models.written)
+
+
+def shown(text: str) -> str:
+    """A text whose URIs are without the user's name and password."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+@contextlib.contextmanager
+def _mirror(uri: str, where: Storage) -> Iterator[tuple[MirroredRuns, MirroredModels]]:
+    """Both parts of the mirror, once MLflow has answered; one error for all that it may raise.
+
+    MLflow's own patience with a server that is not there is minutes: here it is less than one.
+    """
+    try:
+        with _unless_set(
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES="2", MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true"
+        ):
+            with _unless_set(MLFLOW_HTTP_REQUEST_TIMEOUT="10"):
+                client = MlflowClient(uri)
+                client.search_experiments(max_results=1)
+            # From here on an answer may take long: a server stores a whole file before it gives it.
+            runs = MirroredRuns(client, uri, where)
+            yield runs, MirroredModels(client, uri, ModelStore(where), runs)
+    except (StorageError, ModelStoreError):
+        raise
+    except Exception as error:  # servers, databases, object stores: each has errors of its own
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise MirrorError(shown(uri), where.root, shown(cause)) from error
+
+
+@contextlib.contextmanager
+def _unless_set(**settings: str) -> Iterator[None]:
+    """Environment variables for a while, where the user has set none."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

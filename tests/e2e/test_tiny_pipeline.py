@@ -146,6 +146,9 @@ def test_mlflow_has_the_runs_the_versions_and_the_alias(finished: Run) -> None:
     assert len(runs) == 1 + 1 + 2 + 2  # the parent, pretraining, two trials of each task
     (pretrain,) = [run for run in runs if run.info.run_name == "pretrain"]
     assert len(client.get_metric_history(pretrain.info.run_id, "loss")) == 20
+    answer = pretune("models", "sync", "--storage", finished.storage, folder=finished.folder)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[-1].endswith("runs 0, versions 0")
 
 
 def test_status_is_read_from_the_storage(finished: Run) -> None:

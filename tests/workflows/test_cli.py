@@ -23,6 +23,7 @@ COMMANDS = [
     ["gc"],
     ["models", "list"],
     ["models", "show"],
+    ["models", "sync"],
     ["predict"],
 ]
 

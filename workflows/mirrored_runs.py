@@ -1,0 +1,178 @@
+"""Runs in MLflow: one for each run of a pipeline, pretraining and trials nested in it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+
+from workflows.artifacts import output_name
+from workflows.ledger import Record
+from workflows.storage import Storage
+
+TOLD = {"pretrain": "pretraining.json", "tune": "trials.json", "final": "final.json"}
+"""The file that tells what a step came to, by the kind of step."""
+
+_RUN, _ATTEMPT, _FINGERPRINT = "pretune.run", "pretune.attempt", "pretune.fingerprint"
+_PARENT = "mlflow.parentRunId"
+_SQLITE, _ARTIFACTS = "sqlite:///", "mlflow-artifacts"
+_LONGEST_PARAM = 500
+_MOST_RUNS = 50_000
+"""That MLflow gives in one answer."""
+
+
+@dataclass(frozen=True)
+class _Nested:
+    """A run in MLflow that is part of another."""
+
+    name: str
+    params: Mapping[str, Any]
+    points: Iterable[tuple[int, Mapping[str, float]]]
+    """Measures by optimizer step, or by epoch."""
+    status: str = "FINISHED"
+
+
+class MirroredRuns:
+    """An experiment for each pipeline, and the runs in it."""
+
+    def __init__(self, client: MlflowClient, uri: str, where: Storage) -> None:
+        self._client, self._where = client, where
+        # A server knows where to keep artifacts; beside a database it is here.
+        self._artifacts = (
+            Path(uri.removeprefix(_SQLITE)).absolute().with_name(_ARTIFACTS).as_uri()
+            if uri.startswith(_SQLITE)
+            else None
+        )
+        self._experiments: dict[str, str] = {}
+        self._runs: dict[str, str] = {}
+        self.written = 0
+        """Runs that were new to MLflow."""
+
+    def find_or_make(self, run_id: str) -> str:
+        """MLflow's id of a pipeline's run."""
+        pipeline, day, clock, _ = run_id.rsplit("-", 3)
+        begun = datetime.strptime(f"{day}{clock}", "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+        return self.find_or_make_named(run_id, pipeline, begun)
+
+    def find_or_make_named(self, name: str, pipeline: str, begun: datetime) -> str:
+        """MLflow's id of a run that is in no other, found by its name in the tag `pretune.run`."""
+        if name not in self._runs:
+            experiment = self._experiment(pipeline)
+            found = self._search(experiment, _RUN, name)
+            if found:
+                self._runs[name] = found[0].info.run_id
+            else:
+                begin = int(1000 * begun.timestamp())
+                self._runs[name] = self._begin(experiment, name, begin, {_RUN: name})
+                self._client.set_terminated(self._runs[name], end_time=begin)
+        return self._runs[name]
+
+    def take(self, records: Iterable[Record]) -> None:
+        """What steps tell, in the runs that computed them, whichever runs reused them.
+
+        A step whose artifact is gone, or an adopted one that tells nothing, is left out.
+        """
+        for record in sorted(records, key=lambda one: one.finished_at):
+            if record.kind not in TOLD:
+                continue
+            try:
+                told = json.loads(self._where.read(f"{output_name(record)}/{TOLD[record.kind]}"))
+            except FileNotFoundError:
+                continue
+            match record.kind:
+                case "pretrain":
+                    self._nest(record, [_pretraining(record, told)])
+                case "tune":
+                    self._nest(record, [_trial(record, trial) for trial in told])
+                case "final":
+                    self._scores(record, told["test"])
+
+    def _nest(self, record: Record, told: Iterable[_Nested]) -> None:
+        """What is not there yet of a step, which is found by its attempt."""
+        parent = self._client.get_run(self.find_or_make(record.run)).info
+        known = set()
+        for found in self._search(parent.experiment_id, _ATTEMPT, record.attempt):
+            if found.info.status == "RUNNING":  # who wrote it did not come to its end
+                self._client.delete_run(found.info.run_id)
+            else:
+                known.add(found.info.run_name)
+        end = _milliseconds(record)
+        begin = end - int(1000 * record.elapsed_s)
+        tags = {
+            _PARENT: parent.run_id,
+            _ATTEMPT: record.attempt,
+            _FINGERPRINT: record.fingerprint,
+        }
+        for one in told:
+            if one.name not in known:
+                run = self._begin(parent.experiment_id, one.name, begin, tags)
+                self._log(run, one.params, one.points, end)
+                self._client.set_terminated(run, one.status, end)
+        self._client.set_terminated(parent.run_id, end_time=max(end, parent.end_time or 0))
+
+    def _scores(self, record: Record, test: Mapping[str, float]) -> None:
+        """A task's test scores, of its run. MLflow drops points that it was told before."""
+        task = record.name.removesuffix(".final")
+        scores = {f"{task}.test.{metric}": value for metric, value in test.items()}
+        self._log(self.find_or_make(record.run), {}, [(0, scores)], _milliseconds(record))
+
+    def _experiment(self, pipeline: str) -> str:
+        if pipeline not in self._experiments:
+            found = self._client.get_experiment_by_name(pipeline)
+            if found is None:
+                made = self._client.create_experiment(pipeline, self._artifacts)
+                self._experiments[pipeline] = made
+            else:
+                if found.lifecycle_stage == "deleted":
+                    self._client.restore_experiment(found.experiment_id)
+                self._experiments[pipeline] = found.experiment_id
+        return self._experiments[pipeline]
+
+    def _search(self, experiment: str, tag: str, value: str) -> list[Run]:
+        wanted = f"tags.`{tag}` = '{value}'"
+        return list(self._client.search_runs([experiment], wanted, max_results=_MOST_RUNS))
+
+    def _begin(self, experiment: str, name: str, begin: int, tags: Mapping[str, str]) -> str:
+        run = self._client.create_run(experiment, begin, dict(tags), name)
+        self.written += 1
+        return str(run.info.run_id)
+
+    def _log(
+        self,
+        run: str,
+        params: Mapping[str, Any],
+        points: Iterable[tuple[int, Mapping[str, float]]],
+        at: int,
+    ) -> None:
+        metrics = [
+            Metric(name, float(value), at, step)
+            for step, values in points
+            for name, value in values.items()
+        ]
+        shortened = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in params.items()]
+        self._client.log_batch(run, metrics, shortened)
+
+
+def _pretraining(record: Record, told: Mapping[str, Any]) -> _Nested:
+    points = [*told["history"], *told.get("speeds", ())]
+    by_step = [(point["optimizer_step"], point) for point in points]
+    return _Nested("pretrain", record.spec["pretrain"], by_step)
+
+
+def _trial(record: Record, told: Mapping[str, Any]) -> _Nested:
+    changes = {"changes": told["changes"]} if told.get("changes") else {}
+    return _Nested(
+        f"{record.name}.{told['trial_id']}",
+        {**told["hyperparameters"], **changes},
+        enumerate(told["history"], start=1),
+        "FAILED" if told["status"] == "failed" else "FINISHED",
+    )
+
+
+def _milliseconds(record: Record) -> int:
+    """When a step was done, as MLflow counts."""
+    return int(1000 * datetime.fromisoformat(record.finished_at).timestamp())
