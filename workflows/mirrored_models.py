@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -32,11 +31,8 @@ _SCORE, _STEP, _NOTE = "pretune.score.", "pretune.step.", "pretune.tag."
 class MirroredModels:
     """A registered model for each model of the store."""
 
-    def __init__(
-        self, client: MlflowClient, uri: str, store: ModelStore, runs: MirroredRuns
-    ) -> None:
+    def __init__(self, client: MlflowClient, store: ModelStore, runs: MirroredRuns) -> None:
         self._client, self._store, self._runs = client, store, runs
-        self._is_server = uri.startswith("http")
         self.written = 0
         """Versions that were new to MLflow."""
 
@@ -114,16 +110,15 @@ class MirroredModels:
         return self._runs.find_or_make_named(str(version), pipeline, made_at)
 
     def _source(self, version: Version, run: str) -> str:
-        """Where MLflow loads a version from: the store's own folder, if MLflow takes it.
+        """Where MLflow loads a version from: of an object store, the store's own folder.
 
-        A server refuses paths on its clients' disks: there the version goes, once and compared with
-        its manifest, to the artifacts of its run.
+        From a disk it goes, once and compared with its manifest, to the artifacts of its run: a
+        server refuses paths on its clients' disks, and into a folder that MLflow loads from a disk
+        it writes a file of its own (`registered_model_meta`), which the store would call damage.
         """
         folder = self._store.folder(version)
         if scheme_of(folder):
             return folder
-        if not self._is_server:
-            return Path(folder).as_uri()
         place = f"models/{version.name}/{version.number}"
         self._client.log_artifacts(run, str(self._store.verified(version)), place)
         return f"{self._client.get_run(run).info.artifact_uri}/{place}"

@@ -12,14 +12,14 @@ from mlflow.entities import Metric, Param, Run
 
 from workflows.artifacts import output_name
 from workflows.ledger import Record
-from workflows.storage import Storage
+from workflows.storage import Storage, scheme_of
 
 TOLD = {"pretrain": "pretraining.json", "tune": "trials.json", "final": "final.json"}
 """The file that tells what a step came to, by the kind of step."""
 
 _RUN, _ATTEMPT, _FINGERPRINT = "pretune.run", "pretune.attempt", "pretune.fingerprint"
 _PARENT = "mlflow.parentRunId"
-_SQLITE, _ARTIFACTS = "sqlite:///", "mlflow-artifacts"
+_ARTIFACTS = "mlflow-artifacts"
 _LONGEST_PARAM = 500
 _MOST_RUNS = 50_000
 """That MLflow gives in one answer."""
@@ -41,12 +41,10 @@ class MirroredRuns:
 
     def __init__(self, client: MlflowClient, uri: str, where: Storage) -> None:
         self._client, self._where = client, where
-        # A server knows where to keep artifacts; beside a database it is here.
-        self._artifacts = (
-            Path(uri.removeprefix(_SQLITE)).absolute().with_name(_ARTIFACTS).as_uri()
-            if uri.startswith(_SQLITE)
-            else None
-        )
+        # A server knows where to keep artifacts; a database alone does not.
+        place = where.url(_ARTIFACTS)
+        beside = place if scheme_of(place) else Path(place).as_uri()
+        self._artifacts = None if uri.startswith("http") else beside
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
         self.written = 0

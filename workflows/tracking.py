@@ -102,7 +102,7 @@ def _mirror(uri: str, where: Storage) -> Iterator[tuple[MirroredRuns, MirroredMo
                 client.search_experiments(max_results=1)
             # From here on an answer may take long: a server stores a whole file before it gives it.
             runs = MirroredRuns(client, uri, where)
-            yield runs, MirroredModels(client, uri, ModelStore(where), runs)
+            yield runs, MirroredModels(client, ModelStore(where), runs)
     except (StorageError, ModelStoreError):
         raise
     except Exception as error:  # servers, databases, object stores: each has errors of its own

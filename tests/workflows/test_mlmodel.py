@@ -22,12 +22,13 @@ from served_models import (
 )
 
 from cluster.local import LocalCluster
+from trainers import manifest
 from trainers.predict import Predictor
 from trainers.task_config import TaskConfig
 from workflows import mlmodel, runner, tracking
 from workflows.config import load_config
 from workflows.execution import tracking_uri
-from workflows.models import ModelStore, Version
+from workflows.models import ModelStore
 from workflows.planning import State
 from workflows.session import Session
 from workflows.storage import Storage
@@ -65,6 +66,8 @@ def test_a_pulled_version_answers_through_mlflow(pulled: Path, tmp_path: Path) -
     in_another_process(*command, folder=tmp_path)
     told = json.loads((tmp_path / "output.json").read_text())["predictions"]
     require_answers_of(pulled, told)
+    files = json.loads((pulled / "MANIFEST.json").read_text())["files"]
+    assert manifest.describe(pulled).keys() == files.keys() | {"MANIFEST.json"}
 
 
 def test_a_pulled_version_answers_through_transformers(pulled: Path, tmp_path: Path) -> None:
@@ -143,14 +146,15 @@ def test_a_run_makes_its_champion_an_mlflow_model_and_mirrors_it(
     result = runner.run(opened.steps, plan, opened.context(LocalCluster(), plan), opened.journal)
     assert set(result.states.values()) == {State.DONE}, result.failures
 
-    store = ModelStore(opened.paths.storage)
-    folder = store.verified(store.resolve("tiny.tone@champion"))
-    loaded = mlflow.pyfunc.load_model(str(folder))
+    store, uri = ModelStore(opened.paths.storage), tracking_uri(opened.paths.storage)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    loaded = mlflow.pyfunc.load_model("models:/tiny.tone@champion")
     told = loaded.predict(pd.DataFrame({"text": ["a wonderful day", "a terrible day"]}))
     assert list(told["label"]) == ["good", "bad"]
-    assert loaded.metadata.model_uuid == store.facts(Version("tiny.tone", 1))["fingerprint"][:32]
+    version = store.resolve("tiny.tone@champion")
+    assert loaded.metadata.model_uuid == store.facts(version)["fingerprint"][:32]
+    assert store.damage(version) is None  # MLflow writes into folders that it loads from a disk
 
-    uri = tracking_uri(opened.paths.storage)
     client = MlflowClient(uri)
     champion = client.get_model_version_by_alias("tiny.tone", "champion")
     assert client.get_run(champion.run_id).info.run_name == opened.paths.run_id

@@ -228,7 +228,12 @@ def picture(uri: str) -> dict[str, Any]:
             model.name: {
                 "aliases": {alias: str(number) for alias, number in model.aliases.items()},
                 "versions": {
-                    str(one.version): (names[one.run_id], one.source, one.description, one.tags)
+                    str(one.version): (
+                        names[one.run_id],
+                        one.source.replace(one.run_id, names[one.run_id]),
+                        one.description,
+                        one.tags,
+                    )
                     for one in client.search_model_versions(f"name = '{model.name}'")
                 },
             }
@@ -276,7 +281,10 @@ def test_runs_curves_versions_aliases_and_lineage_are_in_mlflow(world: World, ur
     assert model["aliases"] == {"champion": "1", "candidate": "2"}
     made_by, source, description, tags = model["versions"]["1"]
     assert (made_by, description) == (FIRST, REASON)
-    assert source.removeprefix("file://") == world.store.folder(champion)
+    is_copied = world.where.is_local
+    place = f"file://{world.where.root}/mlflow-artifacts/{FIRST}/artifacts/models/{NAME}/1"
+    assert source == (place if is_copied else world.store.folder(champion))
+    assert tags["pretune.folder"] == world.store.folder(champion)
     assert tags["pretune.version"] == "1"
     assert tags["pretune.score.accuracy"] == "0.9"
     assert tags["pretune.tag.reviewed by"] == "ann@home"
@@ -403,8 +411,8 @@ def test_another_storage_with_the_same_numbers_is_not_taken_for_this_one(
     other.promote(other.add("a"))
     assert other.sync(uri)[1] == 1
     model = picture(uri)["models"][NAME]
-    source = model["versions"][model["aliases"]["champion"]][1]
-    assert source.removeprefix("file://") == other.store.folder(other.store.resolve(NAME))
+    tags = model["versions"][model["aliases"]["champion"]][3]
+    assert tags["pretune.folder"] == other.store.folder(other.store.resolve(NAME))
 
 
 def test_a_damaged_version_is_told_and_the_others_are_mirrored(
@@ -435,7 +443,7 @@ print(mlflow.pyfunc.load_model(sys.argv[1]).predict(frame).to_json(orient="recor
 def test_a_server_gives_the_champion_to_another_process(
     request: pytest.FixtureRequest, tmp_path: Path, server: str, place: str, begin: str
 ) -> None:
-    """Files of a local storage are uploaded, once; of an object store it is told the place."""
+    """Files on a disk are uploaded, once; of an object store it is told the place."""
     model = save_model(tmp_path / "classifier")
     storage: Storage = request.getfixturevalue(place)
     world = World(storage, model, mlmodel.documents(TASK, final()))
@@ -453,6 +461,7 @@ def test_a_server_gives_the_champion_to_another_process(
         MLFLOW_TRACKING_URI=server,
     )
     require_answers_of(model, json.loads(told.splitlines()[-1]))
+    assert world.store.damage(version) is None
     # What is gone could not be uploaded again.
     world.where.delete(f"{world.store.files(version)}/config.json")
     assert world.sync(server) == (0, 0)
