@@ -17,7 +17,7 @@ class Served:
         self._predictor = Predictor(folder, task)
 
     def predict(self, frame: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Columns `label` and `score`, in the forms of the task, a row for each of `frame`.
+        """Columns `prediction` and `score`, in the forms of the task, a row for each of `frame`.
 
         Args:
             frame: column `text`, of strings or of lists of words; where the task compares two,
@@ -27,7 +27,7 @@ class Served:
         texts = [text if isinstance(text, str) else list(text) for text in frame["text"]]
         pairs = list(frame["text_pair"]) if "text_pair" in frame else None
         found = self._predictor.predict(texts, pairs)
-        told = {"label": [one.label for one in found], "score": [one.score for one in found]}
+        told = {"prediction": [one.label for one in found], "score": [one.score for one in found]}
         return pd.DataFrame(told)
 
 

@@ -50,5 +50,5 @@ def _signature(task: TaskConfig) -> ModelSignature:
     if task.data.text_pair is not None:
         inputs.append(ColSpec(DataType.string, "text_pair"))
     # Numbers and answers have no score.
-    outputs = [ColSpec(label, "label"), ColSpec(score, "score", required=False)]
+    outputs = [ColSpec(label, "prediction"), ColSpec(score, "score", required=False)]
     return ModelSignature(Schema(inputs), Schema(outputs))

@@ -95,7 +95,7 @@ def test_each_form_of_task_takes_and_gives_tables(
         (folder / name).write_text(text)
     told = mlflow.pyfunc.load_model(str(folder)).predict(pd.DataFrame(columns))
     expected = Predictor(folder, task).predict(columns["text"], columns.get("text_pair"))
-    assert list(told["label"]) == [one.label for one in expected]
+    assert list(told["prediction"]) == [one.label for one in expected]
     assert list(told["score"]) == [one.score for one in expected]
     lacking = pd.DataFrame({"words": columns["text"]})
     with pytest.raises(mlflow.exceptions.MlflowException, match="missing"):
@@ -114,7 +114,7 @@ def test_the_same_training_gives_the_same_files(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text(one["MLmodel"])
     signature = Model.load(str(tmp_path)).signature
     assert signature.inputs.input_names() == ["text"]
-    assert signature.outputs.input_names() == ["label", "score"]
+    assert signature.outputs.input_names() == ["prediction", "score"]
 
 
 def test_a_run_makes_its_champion_an_mlflow_model_and_mirrors_it(
@@ -150,7 +150,7 @@ def test_a_run_makes_its_champion_an_mlflow_model_and_mirrors_it(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     loaded = mlflow.pyfunc.load_model("models:/tiny.tone@champion")
     told = loaded.predict(pd.DataFrame({"text": ["a wonderful day", "a terrible day"]}))
-    assert list(told["label"]) == ["good", "bad"]
+    assert list(told["prediction"]) == ["good", "bad"]
     version = store.resolve("tiny.tone@champion")
     assert loaded.metadata.model_uuid == store.facts(version)["fingerprint"][:32]
     assert store.damage(version) is None  # MLflow writes into folders that it loads from a disk
