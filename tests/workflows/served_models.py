@@ -89,5 +89,5 @@ def require_answers_of(folder: Path, told: Sequence[dict[str, Any]]) -> None:
     """The same labels and scores as the model gives here, text by text."""
     found = Predictor(folder, TASK).predict(TEXTS)
     assert len({round(one.score, 3) for one in found}) == len(TEXTS)  # else any order would do
-    assert [one["label"] for one in told] == [one.label for one in found]
+    assert [one.get("prediction", one.get("label")) for one in told] == [one.label for one in found]
     assert [one["score"] for one in told] == pytest.approx([one.score for one in found], abs=1e-5)

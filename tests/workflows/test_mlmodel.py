@@ -143,7 +143,7 @@ def test_a_run_makes_its_champion_an_mlflow_model_and_mirrors_it(
     opened = Session.open(load_config(write_pipeline(tmp_path, written)), tmp_path)
     plan = opened.plan()
     opened.write_head(plan)
-    result = runner.run(opened.steps, plan, opened.context(LocalCluster(), plan), opened.journal)
+    result = runner.run(opened.steps, plan, opened.context(LocalCluster()), opened.journal)
     assert set(result.states.values()) == {State.DONE}, result.failures
 
     store, uri = ModelStore(opened.paths.storage), tracking_uri(opened.paths.storage)
