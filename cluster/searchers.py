@@ -98,19 +98,23 @@ class _AsManyAsFit(ConcurrencyLimiter):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> Any:
         """A point, if there is a slot for it."""
         live = len(self.live_trials)
-        if live >= slots.get()() or (live == self._slots and not self._pays_off()):
+        if live >= slots.get()() or (live >= self._slots and not self._pays_off()):
             return None
         found = super().suggest(trial_id)
         if isinstance(found, dict):
             self._begun += 1
-            if live == self._slots:
-                self._slots += 1
+            if live >= self._slots:
+                self._slots = live + 1
                 self._opened_at[trial_id] = time.monotonic()
         return found
 
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on with what another driver left: its slots are closed, and its clock was another."""
+        super().set_state({**state, "_slots": 0, "_opened_at": {}})
+
     def _pays_off(self) -> bool:
         """Whether a slot more would be ready before the others have begun the last trial."""
-        if not self._ended:
+        if not self._ended or not self._slots:
             return True
         left = self.max_concurrent - self._begun
         return bool(left * self._trained_s / self._ended / self._slots > self._start_s)

@@ -54,9 +54,11 @@ def label(predictor: Predictor, shard: Shard, output: IO[bytes], output_format: 
 def _line(row: Row, shard: Shard) -> bytes:
     """A row as JSON; what is no number there is null, dates are texts."""
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain).encode() + b"\n"
-    except ValueError:  # a number that is none, or half of a surrogate pair
-        return json.dumps(_finite(row), allow_nan=False, default=_plain).encode() + b"\n"
+        try:
+            text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain).encode()
+        except ValueError:  # a number that is none, or half of a surrogate pair
+            text = json.dumps(_finite(row), allow_nan=False, default=_plain).encode()
+        return text + b"\n"
     except TypeError as error:
         raise DataError(f"{shard.spans[0].file}: {error}; write .parquet") from error
 
@@ -73,7 +75,7 @@ def _finite(value: Any) -> Any:
             return value if math.isfinite(value) else None
         case dict():
             return {name: _finite(one) for name, one in value.items()}
-        case list():
+        case list() | tuple():
             return [_finite(one) for one in value]
     return value
 
@@ -184,10 +186,22 @@ def _write_parquet(
 
 def _require_columns(rows: list[Row], schema: pa.Schema) -> None:
     """Refuse what Arrow would leave out without a word."""
-    known = set(schema.names)
+    whole = pa.struct(list(schema))
     for row in rows:
-        if strange := sorted(row.keys() - known):
-            raise pa.ArrowInvalid(f"the first {_ROWS_TOGETHER} have no {strange[0]!r}")
+        if (strange := _unknown_key(row, whole)) is not None:
+            raise pa.ArrowInvalid(f"the first {_ROWS_TOGETHER} have no {strange!r}")
+
+
+def _unknown_key(value: Any, of_type: pa.DataType) -> str | None:
+    """A key of a value, or below it, that its type has not."""
+    if isinstance(value, dict) and pa.types.is_struct(of_type):
+        parts = [(key, one, of_type.get_field_index(key)) for key, one in value.items()]
+        unknown = [key for key, _, place in parts if place < 0]
+        known = (_unknown_key(one, of_type.field(place).type) for _, one, place in parts)
+        return unknown[0] if unknown else next(filter(None, known), None)
+    if isinstance(value, list) and (pa.types.is_list(of_type) or pa.types.is_large_list(of_type)):
+        return next(filter(None, (_unknown_key(one, of_type.value_type) for one in value)), None)
+    return None
 
 
 def _schema(rows: list[Row], task: TaskConfig, shard: Shard) -> pa.Schema:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -101,6 +102,12 @@ def tracking_uri(where: Storage) -> str:
     if where.is_local:
         return f"sqlite:///{where.path('mlflow.db')}"
     return f"sqlite:///{cache_folder() / 'mlflow' / storage.key_of(where.root)}.db"
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URIs have neither the user's name and password nor what follows `?`."""
+    without_user = re.sub(r"://[^/@:\s]*(:[^@\s]*)?@", "://", text)
+    return re.sub(r"(://[^\s?]*)\?\S*", r"\1", without_user)
 
 
 @dataclass

@@ -108,9 +108,12 @@ class Family:
                     reason=promotion["reason"],
                     run=run,
                     alias=promotion["alias"],
+                    judgement=promotion["judgement"],
                 )
             except ChampionChangedError as error:
-                changed = error if step == own else changed
+                # Another step of the run may have done the same at the same time.
+                if step == own and store.moved(version) is None:
+                    changed = error
         if changed is not None:
             raise changed
 

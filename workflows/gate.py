@@ -27,16 +27,17 @@ def run(context: StageContext) -> Mapping[str, Any]:
     family, step, run_id = context.family, context.step.name, context.run.paths.run_id
     level = 1.0 - spec.promote.confidence
     known = store.added(spec.model, context.records["final"].attempt, _rule(context))
-    stored = store.facts(known)["judgement"] if known else None
     moved = store.moved(known) if known else None
-    if known and stored and moved:
-        member = Member(stored["p"], level, None)
+    if known and moved:
+        told = _decided_before(store, known, moved)
+        member = Member(told["p"], level, None)
         family.join(step, member)
         family.settle(run=run_id)
-        return {**_decided_before(store, known, moved), MEMBER: asdict(member)}
+        return {**told, MEMBER: asdict(member)}
     champion = store.champion(spec.model)
     result = json.loads((context.input("final") / final.RESULT).read_text(encoding="utf-8"))
-    tested = _tested(context, result, stored["guards"] if stored else None)
+    measured = store.facts(known)["judgement"]["guards"] if known else None
+    tested = _tested(context, result, measured)
     found = judge(store, champion, tested, partial(_asked, context, store))
     version = _added(context, store, tested, result, found)
     promotion = {
@@ -44,6 +45,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
         "name": version.name,
         "expected": champion.number if champion else None,
         "reason": found.verdict.reason,
+        "judgement": found.facts,
         "alias": CHAMPION if spec.promote.approve == "automatic" else CANDIDATE,
     }
     member = Member(found.p, level, promotion if found.is_proved else None)
@@ -173,7 +175,7 @@ def _decided_before(
 
     What became of the champion since then, such as a rollback, is not undone.
     """
-    judgement = store.facts(version)["judgement"]
+    judgement = moved["judgement"] or store.facts(version)["judgement"]
     return _facts(store, version, moved["alias"], {**judgement, "reason": moved["reason"]})
 
 

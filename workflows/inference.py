@@ -25,6 +25,7 @@ from trainers.predict import Predictor
 from trainers.task_config import TaskConfig
 from workflows import outside, probe, storage
 from workflows.cache import cache_folder
+from workflows.execution import without_secrets
 from workflows.models import ModelStore, ModelStoreError, Version
 from workflows.storage import AlreadyExistsError, Storage, StorageError, is_partial
 
@@ -291,7 +292,8 @@ def _claim(output: Storage, model: Model, shards: Sequence[Shard]) -> None:
         "store": model.storage.root,
         "fingerprint": ModelStore(model.storage).facts(model.version)["fingerprint"],
         "parts": len(shards),
-        "input": {place: _state_of(place) for place in places},
+        # The signature of a URL changes, and is nobody else's business.
+        "input": {without_secrets(place): _state_of(place) for place in places},
     }
     content = json.dumps(plan, indent=1).encode()
     known = [name for name in output.find("") if not is_partial(name)]

@@ -62,11 +62,16 @@ class MirroredModels:
                 logger.warning("%s is not in MLflow: %s", version, error)
                 continue
             numbers[version] = str(found.version)
+        try:
+            meanings = {
+                CHAMPION: self._store.champion(name),
+                CANDIDATE: self._store.candidate(name),
+            }
+        except ModelStoreError as error:  # other models have logs of their own
+            logger.warning("aliases of %s are left as they are in MLflow: %s", name, error)
+            return
         now = self._client.get_registered_model(name).aliases
-        for alias, meant in (
-            (CHAMPION, self._store.champion(name)),
-            (CANDIDATE, self._store.candidate(name)),
-        ):
+        for alias, meant in meanings.items():
             wanted = numbers.get(meant)
             if wanted is None and alias in now:
                 self._client.delete_registered_model_alias(name, alias)

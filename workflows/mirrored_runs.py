@@ -63,6 +63,8 @@ class MirroredRuns:
             found = self._search(experiment, _RUN, name)
             if found:
                 self._runs[name] = found[0].info.run_id
+                if found[0].info.status == "RUNNING":  # who began it did not come to its end
+                    self._client.set_terminated(self._runs[name])
             else:
                 begin = int(1000 * begun.timestamp())
                 self._runs[name] = self._begin(experiment, name, begin, {_RUN: name})

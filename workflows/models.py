@@ -116,7 +116,7 @@ class ModelStore:
 
     def champion(self, name: str) -> Version | None:
         """The version that the alias `champion` means now."""
-        return self._meant(name, CHAMPION)
+        return _last(name, self.log(name), CHAMPION)
 
     def candidate(self, name: str) -> Version | None:
         """The version that waits for a person; none where a later one became champion."""
@@ -229,6 +229,7 @@ class ModelStore:
         run: str | None,
         how: str = "gate",
         alias: str = CHAMPION,
+        judgement: Mapping[str, Any] | None = None,
     ) -> None:
         """Make a version the champion, if the champion is still `expected`.
 
@@ -239,6 +240,7 @@ class ModelStore:
             run: of the pipeline; None where a person did it.
             how: `gate`, `override` or `rollback`.
             alias: `champion`, or `candidate` where a person is to say the last word.
+            judgement: what it rests on.
 
         Raises:
             ChampionChangedError: it is another one.
@@ -256,6 +258,7 @@ class ModelStore:
             "previous": expected.number if expected else None,
             "how": how,
             "reason": reason,
+            "judgement": judgement,
             "run": run,
             "by": _who(),
             "promoted_at": _now(),
@@ -345,9 +348,6 @@ class ModelStore:
     def _refuse(self, version: Version, damage: str | None) -> None:
         if damage:
             raise ModelStoreError(f"{version} in {self.folder(version)} is damaged: {damage}")
-
-    def _meant(self, name: str, alias: str) -> Version | None:
-        return _last(name, self.log(name), alias)
 
     def _opened(self, place: str, content: bytes) -> dict[str, Any]:
         try:

@@ -14,7 +14,7 @@ from cluster.interface import Cluster
 from workflows import family, outside, planning, probe, runner, shares
 from workflows.artifacts import Artifacts
 from workflows.config import PipelineConfig, as_yaml
-from workflows.execution import RunContext, RunPaths, tracking_uri
+from workflows.execution import RunContext, RunPaths, tracking_uri, without_secrets
 from workflows.history import PIPELINE, PLAN, commit_of
 from workflows.journal import DRIVER, Journal, Tail
 from workflows.models import ModelStore
@@ -170,7 +170,7 @@ class Session:
         facts = record.facts if record else {}
         if "error" in facts and result.states[step.name] is planning.State.DONE:
             return str(facts["error"])
-        uri = str(facts.get("uri") or tracking_uri(self.paths.storage))
+        uri = str(facts.get("uri") or without_secrets(tracking_uri(self.paths.storage)))
         return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
     def _report(self) -> str | None:

@@ -9,7 +9,7 @@ from trainers import bases, corpus, probe, task_data, tokenizer, tokens
 from trainers.task_types import class_of
 from workflows import corpora, family, features, final, gate, pretraining, trainings, tuning
 from workflows.artifacts import Finished
-from workflows.execution import StageContext, tracking_uri
+from workflows.execution import StageContext, tracking_uri, without_secrets
 from workflows.models import ModelStore
 from workflows.pipeline import (
     BaseSpec,
@@ -140,7 +140,7 @@ def track(context: StageContext) -> Facts:
         written = tracking.track(uri, paths.storage, paths.run_id, context.records.values())
     except tracking.MirrorError as error:
         logger.warning("%s", error)
-        return {"uri": tracking.shown(uri), "error": str(error)}
+        return {"uri": without_secrets(uri), "error": str(error)}
     return asdict(written)
 
 

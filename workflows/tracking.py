@@ -6,13 +6,13 @@ that begin with `pretune.`, so that writing it twice adds nothing.
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
 
 from workflows import history
+from workflows.execution import without_secrets
 from workflows.ledger import Ledger, Record
 from workflows.mirrored_models import MirroredModels
 from workflows.mirrored_runs import TOLD, MirroredRuns
@@ -63,7 +63,7 @@ def track(uri: str, where: Storage, run_id: str, records: Iterable[Record]) -> W
         runs.take(records)
         for name in sorted(judged):
             models.take(name)
-        return Written(shown(uri), runs.written, models.written)
+        return Written(without_secrets(uri), runs.written, models.written)
 
 
 def sync(uri: str, where: Storage) -> Written:
@@ -79,12 +79,7 @@ def sync(uri: str, where: Storage) -> Written:
         runs.take(record for kind in TOLD for record in ledger.commits(kind))
         for name in ModelStore(where).names():
             models.take(name)
-        return Written(shown(uri), runs.written, models.written)
-
-
-def shown(text: str) -> str:
-    """A text whose URIs are without the user's name and password."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+        return Written(without_secrets(uri), runs.written, models.written)
 
 
 @contextlib.contextmanager
@@ -107,7 +102,8 @@ def _mirror(uri: str, where: Storage) -> Iterator[tuple[MirroredRuns, MirroredMo
         raise
     except Exception as error:  # servers, databases, object stores: each has errors of its own
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise MirrorError(shown(uri), where.root, shown(cause)) from error
+        told = without_secrets(cause.replace(uri, without_secrets(uri)))
+        raise MirrorError(without_secrets(uri), where.root, told) from error
 
 
 @contextlib.contextmanager

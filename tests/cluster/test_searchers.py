@@ -224,3 +224,21 @@ def test_a_further_slot_is_opened_where_it_is_ready_before_the_last_trial_begins
     room[0] = 2
     assert (of.begin() is not None) is opens  # of the others, half a second each
     searchers.slots.reset(token)
+
+
+def test_a_search_that_goes_on_knows_nothing_of_slots_that_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token = searchers.slots.set(lambda: 2)
+    of = Trials(9, monkeypatch)
+    first, second = of.begin(), of.begin()
+    assert first is not None
+    assert second is not None
+    of.end(first, after_s=6.0, trained_s=0.5)
+    after = Trials(9, monkeypatch)
+    after.searcher.set_state(of.searcher.get_state())
+    after.now = 1e6
+    assert after.begin() is not None
+    after.end(second, after_s=1.0, trained_s=0.5)
+    assert after.searcher._start_s == pytest.approx(5.5)
+    searchers.slots.reset(token)

@@ -49,7 +49,8 @@ def steps_of(where: Storage) -> list[StepRef]:
 
 def model_digests(where: Storage) -> dict[str, Any]:
     """Of champions' files, but for those that tell which run made them and when."""
-    of_runs, store = {"README.md", "lineage.json", "MANIFEST.json"}, ModelStore(where)
+    of_runs = {"README.md", "lineage.json", "pipeline.yaml", "MLmodel", "MANIFEST.json"}
+    store = ModelStore(where)
     return {
         name: {
             file: of for file, of in store.facts(champion)["files"].items() if file not in of_runs

@@ -186,6 +186,19 @@ def test_columns_that_some_rows_have_are_kept_or_refused(
         labelled(predictor, written(tmp_path, rows, "rows.jsonl"), "parquet")
 
 
+@pytest.mark.parametrize("deep", [{"a": 1, "b": 2}, [{"a": 1}, {"a": 1, "b": 2}]])
+def test_keys_below_a_column_are_not_lost_either(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deep: Any
+) -> None:
+    plain = {"a": 1} if isinstance(deep, dict) else [{"a": 1}]
+    rows = [{"text": "a", "meta": plain}, {"text": "b", "meta": deep}]
+    found = labelled(predictor, written(tmp_path, rows, "rows.jsonl"), "parquet")
+    assert "2" in str(found[1]["meta"])
+    monkeypatch.setattr(inference, "_ROWS_TOGETHER", 1)
+    with pytest.raises(DataError, match="the first 1 have no 'b'"):
+        labelled(predictor, written(tmp_path, rows, "rows.jsonl"), "parquet")
+
+
 def test_parquet_files_with_other_columns_are_put_together(
     predictor: Predictor, tmp_path: Path
 ) -> None:
@@ -203,8 +216,10 @@ def test_what_json_cannot_hold_is_null_or_refused(predictor: Predictor, tmp_path
     strange = {"text": "a", "number": float("nan"), "list": [float("inf"), 1.0]}
     (row,) = labelled(predictor, written(tmp_path, [strange], "rows.parquet"))
     assert (row["number"], row["list"]) == (None, [None, 1.0])
-    with pytest.raises(DataError, match=r"a column of bytes, which JSON cannot hold; write \.parq"):
-        labelled(predictor, written(tmp_path, [{"text": "a", "raw": b"x"}], "rows.parquet"))
+    for raw in ({"raw": b"x"}, {"number": float("nan"), "raw": b"x"}):
+        shard = written(tmp_path, [{"text": "a", **raw}], "rows.parquet")
+        with pytest.raises(DataError, match="a column of bytes, which JSON cannot hold; write"):
+            labelled(predictor, shard)
 
 
 def test_half_of_a_surrogate_pair_is_no_text(predictor: Predictor, tmp_path: Path) -> None:

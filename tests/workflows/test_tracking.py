@@ -26,7 +26,7 @@ from workflows import mlmodel, stages, tracking
 from workflows.artifacts import Artifacts, output_name
 from workflows.cli import app
 from workflows.config import load_config
-from workflows.execution import RunPaths, StageContext, tracking_uri
+from workflows.execution import RunPaths, StageContext, tracking_uri, without_secrets
 from workflows.ledger import Position, Record
 from workflows.models import ModelStore, Version
 from workflows.planning import State
@@ -527,3 +527,19 @@ def test_a_storage_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["models", "sync", "--storage", str(tmp_path / "typo")])
     assert answer.exit_code == 2
     assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("http://ann:secret@host:5000/x", "http://host:5000/x"),
+        ("postgresql://u:se/cr:et@host/db", "postgresql://host/db"),
+        ("https://token@host", "https://host"),
+        ("postgresql://host/db?user=u&password=secret", "postgresql://host/db"),
+        ("no answer of http://a:secret@host/x?y=z, again", "no answer of http://host/x again"),
+        ("sqlite:////home/me@work/a.db", "sqlite:////home/me@work/a.db"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+    ],
+)
+def test_what_is_shown_of_a_uri_has_no_secret(uri: str, told: str) -> None:
+    assert without_secrets(uri) == told
