@@ -238,7 +238,9 @@ def test_a_search_that_goes_on_knows_nothing_of_slots_that_are_closed(
     after = Trials(9, monkeypatch)
     after.searcher.set_state(of.searcher.get_state())
     after.now = 1e6
-    assert after.begin() is not None
-    after.end(second, after_s=1.0, trained_s=0.5)
+    third = after.begin()  # the second is under way still, in a slot that Tune opened for it
+    assert third is not None
+    after.end(third, after_s=1.0, trained_s=0.5)
     assert after.searcher._start_s == pytest.approx(5.5)
+    assert not after.searcher._opened_at
     searchers.slots.reset(token)
