@@ -6,8 +6,9 @@ documents, `keep_shard` writes what is left. No pass holds more keys in
 memory than those of one shard or one slice.
 """
 
+import fnmatch
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -222,7 +223,13 @@ def facts(
 
 def shards(directory: Path, part: str) -> list[Path]:
     """The shard files of `train` or `validation`, in order."""
-    return sorted(directory.glob(f"{part}-*.parquet"))
+    names = names_of((path.name for path in directory.iterdir()), part)
+    return [directory / name for name in names]
+
+
+def names_of(files: Iterable[str], part: str) -> list[str]:
+    """Those of the files in a corpus' folder that are shards of a part, in order."""
+    return sorted(fnmatch.filter(files, f"{part}-*.parquet"))
 
 
 def read(shard: Path) -> Iterator[str]:

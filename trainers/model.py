@@ -23,6 +23,7 @@ from trainers.pretrain_config import Attention
 # A bar for each file read or written says nothing in a log and disturbs a terminal.
 disable_progress_bar()
 
+_TOKENS_OF_PROOF = 8
 _HEAD_OF_OBJECTIVE = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
 
 
@@ -113,6 +114,51 @@ def require_documents_apart(
     # Rounding leaves 1e-6 of the largest logit, a leak in a fresh model 1e-3 and more.
     if not leaks.max() <= 1e-4 * scale.max():  # NaN is refused, too
         raise _not_apart(model, f"beside others a document's logits differ by {leaks.max():.1g}")
+
+
+def load(folder: Path, objective: Objective) -> PreTrainedModel:
+    """A pretrained model in fp32, with the head of its objective.
+
+    Raises:
+        DataError: the folder lacks weights, such as those of the head.
+    """
+    loaded: PreTrainedModel
+    loaded, told = _HEAD_OF_OBJECTIVE[objective].from_pretrained(
+        str(folder),
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if told["missing_keys"]:
+        raise DataError(
+            f"{folder}: its files lack weights of a model with objective: {objective}, first "
+            f"{min(told['missing_keys'])}"
+        )
+    return loaded
+
+
+@torch.no_grad()
+def require_left_to_right(model: PreTrainedModel) -> None:
+    """Raise where a token's logits depend on the next one, which they are to predict.
+
+    Raises:
+        DataError: so it is.
+    """
+    ids = torch.arange(_TOKENS_OF_PROOF, device=model.device)[None] % model.config.vocab_size
+    others = ids.clone()
+    others[0, -1] = 0
+    was_training = model.training
+    model.eval()
+    try:
+        one, other = (model(input_ids=row).logits[:, :-1].float() for row in (ids, others))
+    finally:
+        model.train(was_training)
+    if (one - other).abs().max() > 1e-4 * one.abs().max():
+        raise DataError(
+            f"{model.config.model_type} sees the tokens that it is to predict with objective: "
+            "causal; take objective: masked, or a decoder"
+        )
 
 
 def export(

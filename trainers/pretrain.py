@@ -20,7 +20,7 @@ from trainers.branches import Branches
 from trainers.checkpointer import Checkpointer
 from trainers.deadline import Deadline
 from trainers.engine import Ranks, StepResult
-from trainers.history import History, Stopwatch, peak_memory_bytes
+from trainers.history import FACTS, History, Stopwatch, peak_memory_bytes
 from trainers.reporting import LeavingError, Reporter, StoppedError
 from trainers.schedules import Leg
 from trainers.segments import Batch
@@ -28,9 +28,7 @@ from trainers.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["FACTS", "DivergedError", "PretrainExecution", "PretrainWork", "run"]
-
-FACTS = "pretraining.json"
+__all__ = ["DivergedError", "PretrainExecution", "PretrainWork", "run"]
 
 _REPORTS = 100
 _EVALUATIONS = 10

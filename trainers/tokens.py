@@ -89,7 +89,7 @@ def pack_shard(work: ShardWork) -> PackedShard:
     owners, counts, text_bytes = array("q"), array("q"), 0
     for numbers, texts in _batches(_documents(work.shard)):
         text_bytes += sum(len(text.encode()) for text in texts)
-        found, sizes = _encode(tokenizer, end, texts, width)
+        found, sizes = encode(tokenizer, end, texts, width)
         ids.frombytes(found.tobytes())
         owners.extend(numbers)
         counts.frombytes(sizes.tobytes())
@@ -214,7 +214,7 @@ def _batches(documents: Iterable[memoryview]) -> Iterator[tuple[list[int], list[
         yield numbers, texts
 
 
-def _encode(
+def encode(
     tokenizer: Tokenizer, end: int, texts: list[str], width: type[np.uint16] | type[np.uint32]
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Ids of all texts in a row without `end`, and how many each text has."""

@@ -39,14 +39,14 @@ def models_list(storage: StorageOption = STORAGE, as_json: AsJson = False) -> No
     for name in store.names():
         champion = store.champion(name)
         facts = store.facts(champion) if champion else None
-        metric = facts["task"].get("metric") if facts else None
+        metric = facts["task"].get("metric") or facts.get("metric") if facts else None
         rows.append(
             {
                 "model": name,
                 "versions": len(store.versions(name)),
                 "champion": champion.number if champion else None,
                 "metric": metric,
-                "score": round(facts["scores"][metric], 4) if facts and metric else None,
+                "score": _rounded(facts["scores"].get(metric)) if facts else None,
             }
         )
     if as_json:
@@ -157,9 +157,9 @@ def models_promote(
     because: Because = "",
     storage: StorageOption = STORAGE,
 ) -> None:
-    """Make a version the champion if the gate of its task lets it through.
+    """Make a version the champion if the gate lets it through.
 
-    It is compared with the champion as in a run, on what both said of the same test rows; exit code
+    It is compared with the champion as in a run, on what both said of the same rows; exit code
     1 where that proves nothing. What a run proved and left as the candidate is not judged again
     while the champion is the same.
 
@@ -180,11 +180,11 @@ def models_promote(
     if version == store.candidate(version.name) and waiting and _is_of(waiting, champion):
         _move(store, version, champion, waiting["reason"], how="approval")
         return
-    from workflows import judgement  # loads torch
+    from workflows import base_judgement, judgement  # load torch
     from workflows.promotion import Keep
 
-    tested = judgement.Tested.of_version(store, version)
-    found = judgement.judge(store, champion, tested, None)
+    is_base = "objective" in store.facts(version)
+    found = (base_judgement if is_base else judgement).again(store, version, champion)
     if isinstance(found.verdict, Keep):
         told = f"{version} is not promoted: {found.verdict.reason}"
         err.print(told, markup=False, highlight=False, soft_wrap=True)
@@ -328,6 +328,10 @@ def _move(
 def _is_of(waiting: dict[str, Any], champion: Version | None) -> bool:
     """Whether a candidate was compared with what is the champion now."""
     return bool(waiting["previous"] == (champion.number if champion else None))
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 4)
 
 
 def _place(where: str) -> str:

@@ -19,11 +19,14 @@ from trainers.config import (
     Schema,
     TokenizerConfig,
 )
-from trainers.pretrain_config import PretrainConfig
 from workflows.budget import BudgetConfig
+from workflows.pretrain_section import PipelinePretrain
 from workflows.storage import PROTOCOLS, scheme_of
 from workflows.suggestions import suggestion
 from workflows.task_section import PipelineTask
+
+BASE = "base"
+"""What the pretrained model is called in the store, behind the pipeline's name."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 
@@ -60,7 +63,7 @@ class Pretraining(NamedTuple):
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
     model: ModelConfig
-    pretrain: PretrainConfig
+    pretrain: PipelinePretrain
 
 
 _ALONE = {
@@ -74,7 +77,7 @@ class PipelineConfig(Schema):
     """A whole pipeline: what is computed above, where it runs in `cluster`."""
 
     name: Name
-    """A label; models are called `<name>.<task>`."""
+    """A label; models are called `<name>.<task>`, and the pretrained one `<name>.base`."""
 
     storage: str = "./pretune-data"
     """A folder all nodes see (relative to where you are), or s3://, gs://, abfs://."""
@@ -91,7 +94,7 @@ class PipelineConfig(Schema):
     model: ModelConfig | None = None
     """The network."""
 
-    pretrain: PretrainConfig | None = None
+    pretrain: PipelinePretrain | None = None
     """Self-supervised training."""
 
     tasks: dict[Name, PipelineTask]
@@ -142,6 +145,11 @@ class PipelineConfig(Schema):
                 *_held_out_problems(self.pretraining, self.tasks),
                 *_gang_problems(self.pretraining, self.cluster.pretrain),
             ]
+        if BASE in self.tasks:
+            problems.append(
+                f"tasks.{BASE}: {self.name}.{BASE} is what a pretrained model is called; take "
+                "another name"
+            )
         scheme = scheme_of(self.storage)
         if scheme is not None and scheme not in PROTOCOLS:
             known = ", ".join(f"{name}://" for name in PROTOCOLS)

@@ -37,7 +37,7 @@ Spec = TypeVar("Spec", bound=Schema)
 _STOP_CHECK_EVERY_S = 1.0
 
 # Inputs of which a step's workers open the files they need when they need them.
-_STREAMED = {"pretrain": {"tokens"}, "tune": {"features"}}
+_STREAMED = {"pretrain": {"tokens"}, "tune": {"features"}, "losses": {"corpus"}}
 
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 

@@ -127,7 +127,7 @@ def outcome(name: str, alias: str | None) -> str:
 
 
 def as_it_came(store: ModelStore, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of a step `promote`, with what its model became when the others were judged."""
+    """Facts of a step that judged a model, with what that became when others were judged."""
     name, _, number = str(facts["model"]).partition("@")
     moved = store.moved(Version(name, int(number)))
     shown = {key: value for key, value in facts.items() if key != MEMBER}

@@ -11,7 +11,7 @@ from workflows.history import head, run_ids
 from workflows.leases import Owner, Watch
 from workflows.ledger import Claim, Ledger, Position, Record, stem_of
 from workflows.models import MODELS, ModelStore
-from workflows.steps import StepRef
+from workflows.steps import PROMOTING, StepRef
 from workflows.storage import Storage
 
 _LEASES = "leases"
@@ -91,7 +91,7 @@ class Collector:
             if key not in live:
                 log = logs.get(key, _Log(*key, None, None, 0))
                 found += self._of_step(log, attempts.get(key, []), is_reached=key in reached)
-        if not any(kind == "promote" for kind, _ in live):
+        if not any(kind in PROMOTING for kind, _ in live):
             found += self._of_models(model_files)
         found += self._of_processes({log.lease for log in live.values()})
         return found

@@ -29,7 +29,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     known = store.added(spec.model, context.records["final"].attempt, _rule(context))
     moved = store.moved(known) if known else None
     if known and moved:
-        told = _decided_before(store, known, moved)
+        told = decided_before(store, known, moved)
         member = Member(told["p"], level, None)
         family.join(step, member)
         family.settle(run=run_id)
@@ -56,7 +56,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     if found.is_proved and moved is None:
         facts["reason"] += _among(family, step)
     alias = moved["alias"] if moved else None
-    return {**_facts(store, version, alias, facts), MEMBER: asdict(member)}
+    return {**facts_of(store, version, alias, facts), MEMBER: asdict(member)}
 
 
 def _among(family: Family, step: str) -> str:
@@ -168,20 +168,19 @@ def _asked(
     return said
 
 
-def _decided_before(
-    store: ModelStore, version: Version, moved: Mapping[str, Any]
-) -> dict[str, Any]:
+def decided_before(store: ModelStore, version: Version, moved: Mapping[str, Any]) -> dict[str, Any]:
     """What an attempt at this step told that was killed behind its promotion, or is made anew.
 
     What became of the champion since then, such as a rollback, is not undone.
     """
     judgement = moved["judgement"] or store.facts(version)["judgement"]
-    return _facts(store, version, moved["alias"], {**judgement, "reason": moved["reason"]})
+    return facts_of(store, version, moved["alias"], {**judgement, "reason": moved["reason"]})
 
 
-def _facts(
+def facts_of(
     store: ModelStore, version: Version, alias: str | None, judgement: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Of a step that has judged a version; `alias` is what it was given, if any."""
     return {
         "model": str(version),
         "promoted": alias == CHAMPION,

@@ -8,7 +8,7 @@ from typing import Any
 from trainers import metrics
 from trainers.task_types import TaskType
 from trainers.task_types.base import Prediction
-from workflows.task_section import GuardsConfig
+from workflows.promote_config import GuardsConfig
 
 Measured = Mapping[str, Any]
 """By what is guarded; only of what was asked for. JSON-able."""

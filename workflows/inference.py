@@ -53,17 +53,24 @@ class Model:
             ModelStoreError: it is damaged, or no task's model.
             DataError: there is no GPU.
         """
+        task = self.task
         folder = ModelStore(self.storage).verified(self.version)
-        return Predictor(folder, self.task, use_gpu=use_gpu, threads=threads)
+        return Predictor(folder, task, use_gpu=use_gpu, threads=threads)
 
     @property
     def task(self) -> TaskConfig:
         """That it was trained for.
 
         Raises:
-            ModelStoreError: a step of the user's own made it.
+            ModelStoreError: it is a pretrained model, or a step of the user's own made it.
         """
-        task = ModelStore(self.storage).facts(self.version)["task"]
+        facts = ModelStore(self.storage).facts(self.version)
+        task = facts["task"]
+        if "objective" in facts:
+            raise ModelStoreError(
+                f"{self.version} is a pretrained model, which labels nothing; fine-tune it with "
+                f"base: {{store: {self.version}}}, and ask a task's model"
+            )
         if not task:
             raise ModelStoreError(
                 f"{self.version} was made by a step of your own, and only that knows how to ask it"

@@ -17,9 +17,9 @@ from trainers.task_types import TaskType, class_of, type_of
 from trainers.task_types.base import Prediction
 from workflows import guards, significance
 from workflows.models import ModelStore, ModelStoreError, Version
+from workflows.promote_config import PromoteConfig
 from workflows.promotion import BY_HAND, Evaluation, Keep, Promote, Rival, decide, needed_gain
 from workflows.significance import Gain
-from workflows.task_section import PromoteConfig
 
 Read = Callable[[str], bytes]
 """Gives a file of a model's folder by its name."""
@@ -91,6 +91,15 @@ def judge(
         broken=guards.broken(tested.rule.guards, tested.measured, sign=tested.sign),
     )
     return Judgement(verdict, challenger, rivals, tested.measured)
+
+
+def again(store: ModelStore, version: Version, champion: Version | None) -> Judgement:
+    """Judge a version of the store as the run did that made it.
+
+    Raises:
+        ModelStoreError: no run has tested it.
+    """
+    return judge(store, champion, Tested.of_version(store, version), None)
 
 
 @dataclass(frozen=True)

@@ -82,11 +82,16 @@ def damage(where: Storage, folder: str, files: Files) -> str | None:
     return f"{strangers[0]} was not written there by pretune" if strangers else None
 
 
+def is_plain(path: Path) -> bool:
+    """Whether a file of this name may be part of a version."""
+    return path.suffix in _PLAIN
+
+
 def _require_plain(source: Path) -> None:
     for path in source.rglob("*"):
         if path.is_symlink():
             raise UnsafeFileError(f"{path} is a symbolic link; a version holds files of its own")
-        if path.is_file() and path.suffix not in _PLAIN:
+        if path.is_file() and not is_plain(path):
             raise UnsafeFileError(
                 f"{path}: a version holds no such file, it could carry code; "
                 f"it may have {', '.join(sorted(_PLAIN))}"

@@ -175,7 +175,7 @@ class ModelStore:
         """Copy a model's folder in as the next version; the same training is added once.
 
         Args:
-            name: `<pipeline>.<task>`.
+            name: `<pipeline>.<task>` or `<pipeline>.base`.
             source: a Hugging Face folder.
             fingerprint: of the step that made it.
             attempt: of that step; a step that was computed anew makes another version.

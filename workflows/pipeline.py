@@ -1,13 +1,19 @@
 """A pipeline configuration to its steps: pure. The spec classes are all a stage may know."""
 
-import heapq
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from cluster.config import SearchConfig, WorkerConfig
-from trainers.config import BaseConfig, CorpusConfig, ModelConfig, Packing, Schema, TokenizerConfig
+from cluster.config import SearchConfig
+from trainers.config import (
+    BaseConfig,
+    CorpusConfig,
+    ModelConfig,
+    Objective,
+    Packing,
+    PositiveInt,
+    Schema,
+    TokenizerConfig,
+)
 from trainers.pretrain_config import PretrainConfig
 from trainers.task_config import (
     METHODS_OF_TASK,
@@ -16,30 +22,13 @@ from trainers.task_config import (
     TaskDataConfig,
     TaskType,
 )
-from workflows.config import ConfigError, CustomConfig, PipelineConfig, Pretraining
+from workflows.config import BASE, ConfigError, CustomConfig, PipelineConfig, Pretraining
+from workflows.drafts import Draft, in_order
 from workflows.outside import OutsideData, TaskFiles
+from workflows.promote_config import PromoteBaseConfig, PromoteConfig
 from workflows.steps import CUSTOM, Step
 from workflows.suggestions import suggestion
-from workflows.task_section import ControlsConfig, FinalConfig, PromoteConfig
-
-# Raise a stage's number when its output changes for the same spec and inputs. The user's own steps
-# bring theirs with them.
-STAGE_VERSIONS = {
-    "data": 3,
-    "corpus": 2,
-    "tokenizer": 2,
-    "tokens": 2,
-    "pretrain": 3,
-    "base": 1,
-    "features": 1,
-    "probe": 1,
-    "tune": 6,
-    "final": 9,
-    "promote": 3,
-    "report": 1,
-    "track": 1,
-}
-
+from workflows.task_section import ControlsConfig, FinalConfig
 
 WARM_START = "warm_start."
 """What inputs of `tune` are called that are other tasks' searches."""
@@ -135,6 +124,23 @@ class PromoteSpec(Schema):
     promote: PromoteConfig
 
 
+class LossesSpec(Schema):
+    """What `losses` knows."""
+
+    objective: Objective
+    sequence_length: int
+    documents: PositiveInt
+    characters: PositiveInt
+
+
+class PromoteBaseSpec(Schema):
+    """What `promote_base` knows."""
+
+    model: str
+    """Name in the store."""
+    promote: PromoteBaseConfig
+
+
 class SummarySpec(Schema):
     """What `report` and `track` know."""
 
@@ -170,51 +176,23 @@ def build_steps(
         drafts |= {draft.name: draft for draft in _probe_drafts(config)}
     _check_inputs(config, drafts)
     built: dict[str, Step] = {}
-    for name in _in_order(drafts):
+    for name in in_order(drafts):
         built[name] = drafts[name].step(built)
     return list(built.values())
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A step before its inputs are known."""
-
-    name: str
-    kind: str
-    spec: Schema
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    """Names of steps, by the name the stage knows them by."""
-    outside: Mapping[str, str] = field(default_factory=dict)
-    version: int | None = None
-    runs_on_failure: bool = False
-    resources: WorkerConfig | None = None
-
-    def step(self, built: Mapping[str, Step]) -> Step:
-        """The step, once its inputs are built."""
-        return Step(
-            name=self.name,
-            kind=self.kind,
-            version=self.version or STAGE_VERSIONS[self.kind],
-            spec=self.spec,
-            inputs={key: built[name].ref for key, name in self.inputs.items()},
-            outside=dict(self.outside),
-            runs_on_failure=self.runs_on_failure,
-            resources=self.resources,
-        )
-
-
-def _drafts(config: PipelineConfig, outside: OutsideData) -> dict[str, _Draft]:
+def _drafts(config: PipelineConfig, outside: OutsideData) -> dict[str, Draft]:
     drafts = [
         *(_data_draft(name, task, outside.tasks[name]) for name, task in config.tasks.items()),
         *(_custom(name, config.steps[name], outside) for name in config.steps),
         *_base_drafts(config, outside),
         *(draft for name in config.tasks for draft in _task_drafts(config, name)),
+        *_base_promotion_drafts(config),
     ]
     summary = SummarySpec(name=config.name)
     everything = {draft.name: draft.name for draft in drafts}
     drafts += [
-        _Draft(kind, kind, summary, everything, runs_on_failure=True)
-        for kind in ("track", "report")
+        Draft(kind, kind, summary, everything, runs_on_failure=True) for kind in ("track", "report")
     ]
     for name in config.steps:
         if sum(draft.name == name for draft in drafts) > 1:
@@ -222,19 +200,19 @@ def _drafts(config: PipelineConfig, outside: OutsideData) -> dict[str, _Draft]:
     return {draft.name: draft for draft in drafts}
 
 
-def _base_drafts(config: PipelineConfig, outside: OutsideData) -> list[_Draft]:
+def _base_drafts(config: PipelineConfig, outside: OutsideData) -> list[Draft]:
     if config.pretraining is not None:
         return _pretraining_drafts(config.pretraining, outside)
     assert outside.base is not None  # one of both is there
-    return [_Draft("base", "base", BaseSpec(base=outside.base), outside=outside.model)]
+    return [Draft("base", "base", BaseSpec(base=outside.base), outside=outside.model)]
 
 
-def _pretraining_drafts(config: Pretraining, outside: OutsideData) -> list[_Draft]:
+def _pretraining_drafts(config: Pretraining, outside: OutsideData) -> list[Draft]:
     corpus: CorpusConfig = config.corpus
     made = {f"source{n}": source for n, source in enumerate(corpus.sources) if source.step}
     sequence_length = config.pretrain.sequence_length
     return [
-        _Draft(
+        Draft(
             "corpus",
             "corpus",
             CorpusSpec(
@@ -246,25 +224,25 @@ def _pretraining_drafts(config: Pretraining, outside: OutsideData) -> list[_Draf
             | {key: source.step for key, source in made.items() if source.step},
             outside.corpus,
         ),
-        _Draft(
+        Draft(
             "tokenizer",
             "tokenizer",
             TokenizerSpec(tokenizer=config.tokenizer, max_length=sequence_length),
             {"corpus": "corpus"},
             outside.tokenizer,
         ),
-        _Draft(
+        Draft(
             "tokens",
             "tokens",
             TokensSpec(sequence_length=sequence_length, packing=config.pretrain.packing),
             {"corpus": "corpus", "tokenizer": "tokenizer"},
         ),
-        _Draft(
+        Draft(
             "pretrain",
             "pretrain",
             PretrainSpec(
                 model=config.model,
-                pretrain=config.pretrain,
+                pretrain=config.pretrain.training,
                 weights=[source.weight for source in corpus.sources],
             ),
             {"tokenizer": "tokenizer", "tokens": "tokens"},
@@ -273,14 +251,14 @@ def _pretraining_drafts(config: Pretraining, outside: OutsideData) -> list[_Draf
     ]
 
 
-def _data_draft(name: str, task: TaskConfig, files: TaskFiles) -> _Draft:
+def _data_draft(name: str, task: TaskConfig, files: TaskFiles) -> Draft:
     spec = DataSpec(
         type=task.type,
         multi_label=task.multi_label,
         data=task.data,
         digests={split: digest for split, (_, digest) in files.items()},
     )
-    return _Draft(f"{name}.data", "data", spec, outside=dict(files.values()))
+    return Draft(f"{name}.data", "data", spec, outside=dict(files.values()))
 
 
 def _inputs_of_task(config: PipelineConfig, name: str) -> dict[str, str]:
@@ -288,14 +266,14 @@ def _inputs_of_task(config: PipelineConfig, name: str) -> dict[str, str]:
     return {"data": f"{name}.data", "base": base}
 
 
-def _probe_drafts(config: PipelineConfig) -> Iterator[_Draft]:
+def _probe_drafts(config: PipelineConfig) -> Iterator[Draft]:
     for name, of in config.tasks.items():
         if "head" in METHODS_OF_TASK[of.type]:
             spec = ProbeSpec(task=of.task)
-            yield _Draft(f"{name}.probe", "probe", spec, _inputs_of_task(config, name))
+            yield Draft(f"{name}.probe", "probe", spec, _inputs_of_task(config, name))
 
 
-def _task_drafts(config: PipelineConfig, name: str) -> list[_Draft]:
+def _task_drafts(config: PipelineConfig, name: str) -> list[Draft]:
     of, task = config.tasks[name], config.tasks[name].task
     inputs = _inputs_of_task(config, name)
     features, of_tune = (
@@ -305,23 +283,23 @@ def _task_drafts(config: PipelineConfig, name: str) -> list[_Draft]:
     if "head" in of.values_of("method"):
         any_metric = {"metric": METRICS_OF_TASK[task.type][0], "class_weights": None}
         spec = FeaturesSpec(task=task.model_copy(update=any_metric))
-        features = [_Draft(f"{name}.features", "features", spec, inputs)]
+        features = [Draft(f"{name}.features", "features", spec, inputs)]
         of_tune["features"] = f"{name}.features"
     return [
         *features,
-        _Draft(
+        Draft(
             f"{name}.tune",
             "tune",
             TuneSpec(task=task, search=config.searches[name], max_epochs=of.max_epochs),
             inputs | of_tune,
         ),
-        _Draft(
+        Draft(
             f"{name}.final",
             "final",
             FinalSpec(task=task, final=of.final, controls=of.controls),
             {**inputs, "tune": f"{name}.tune"},
         ),
-        _Draft(
+        Draft(
             f"{name}.promote",
             "promote",
             PromoteSpec(model=f"{config.name}.{name}", task=task, promote=of.promote),
@@ -330,9 +308,32 @@ def _task_drafts(config: PipelineConfig, name: str) -> list[_Draft]:
     ]
 
 
-def _custom(name: str, custom: CustomConfig, outside: OutsideData) -> _Draft:
+def _base_promotion_drafts(config: PipelineConfig) -> list[Draft]:
+    found = config.pretraining
+    if found is None or found.pretrain.promote is None:
+        return []
+    promote = found.pretrain.promote
+    losses = LossesSpec(
+        objective=found.model.objective,
+        sequence_length=found.pretrain.sequence_length,
+        documents=promote.documents,
+        characters=promote.characters,
+    )
+    judged = PromoteBaseSpec(model=f"{config.name}.{BASE}", promote=promote)
+    return [
+        Draft(f"{BASE}.losses", "losses", losses, {"pretrain": "pretrain", "corpus": "corpus"}),
+        Draft(
+            f"{BASE}.promote",
+            "promote_base",
+            judged,
+            {"pretrain": "pretrain", "losses": f"{BASE}.losses"},
+        ),
+    ]
+
+
+def _custom(name: str, custom: CustomConfig, outside: OutsideData) -> Draft:
     found = outside.custom[name]
-    return _Draft(
+    return Draft(
         name,
         CUSTOM,
         CustomSpec(
@@ -347,7 +348,7 @@ def _custom(name: str, custom: CustomConfig, outside: OutsideData) -> _Draft:
     )
 
 
-def _check_inputs(config: PipelineConfig, drafts: Mapping[str, _Draft]) -> None:
+def _check_inputs(config: PipelineConfig, drafts: Mapping[str, Draft]) -> None:
     named = [
         (f"steps.{name}.inputs", other)
         for name, custom in config.steps.items()
@@ -369,22 +370,3 @@ def _check_inputs(config: PipelineConfig, drafts: Mapping[str, _Draft]) -> None:
     for place, name in named:
         if name not in drafts:
             raise ConfigError(f"{place}: no step {name!r}{suggestion(name, drafts)}")
-
-
-def _in_order(drafts: Mapping[str, _Draft]) -> Iterator[str]:
-    """Names in the order of the drafts, but each behind its inputs."""
-    place = {name: number for number, name in enumerate(drafts)}
-    sorter = TopologicalSorter({name: draft.inputs.values() for name, draft in drafts.items()})
-    try:
-        sorter.prepare()
-    except CycleError as error:
-        circle = " -> ".join(reversed(error.args[1]))
-        raise ConfigError(f"steps: {circle}: these steps wait for each other") from error
-    names, ready = list(drafts), [place[name] for name in sorter.get_ready()]
-    heapq.heapify(ready)
-    while ready:
-        name = names[heapq.heappop(ready)]
-        yield name
-        sorter.done(name)
-        for following in sorter.get_ready():
-            heapq.heappush(ready, place[following])

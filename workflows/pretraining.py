@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.config import GangConfig
 from cluster.interface import TaskFailedError
-from trainers import checkpoint, memory, pretrain
+from trainers import bases, checkpoint, history, memory, pretrain
 from trainers.batches import micro_batch_size
 from trainers.errors import OutOfMemoryError
 from trainers.reporting import Reporter
@@ -85,7 +85,13 @@ def run(context: StageContext) -> Mapping[str, Any]:
                     context.progress.note(f"out of memory: micro-batches of {size} from here on")
     last = found.pop("history")[-1]
     found.pop("speeds")
-    return {**last, **found, "micro_batch_size": size}
+    return {**last, **found, "micro_batch_size": size, **_licence(context)}
+
+
+def _licence(context: StageContext) -> dict[str, Any]:
+    """Of the model that the training goes on from, where there is one."""
+    folder = context.spec(PretrainSpec).model.from_
+    return {} if folder is None else {"licence": bases.licence_of(context.run.base / folder)}
 
 
 def _train(context: StageContext, size: int) -> dict[str, Any]:
@@ -121,9 +127,7 @@ def _train(context: StageContext, size: int) -> dict[str, Any]:
         on_report=context.progress,
     )
     exchange.collect(context.output)
-    found: dict[str, Any] = json.loads(
-        (context.output / pretrain.FACTS).read_text(encoding="utf-8")
-    )
+    found: dict[str, Any] = json.loads((context.output / history.FACTS).read_text(encoding="utf-8"))
     return found
 
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from workflows.promote_config import RuleConfig
 from workflows.significance import Gain
-from workflows.task_section import PromoteConfig
 
 BY_HAND = "by hand: pretune models promote {} --override --because WHY"
 _HINT = BY_HAND.format("NAME@VERSION")
@@ -59,7 +59,7 @@ def decide(
     constant: Rival,
     scratch: Rival | None,
     champion: Rival | None,
-    rule: PromoteConfig,
+    rule: RuleConfig,
     broken: str | None = None,
 ) -> Promote | Keep:
     """Promote what is proved better on the same rows; what cannot be compared changes nothing.
@@ -80,7 +80,7 @@ def decide(
     return verdict
 
 
-def needed_gain(rule: PromoteConfig) -> float:
+def needed_gain(rule: RuleConfig) -> float:
     """What the gain over a champion must be greater than."""
     return rule.min_improvement if rule.margin is None else -rule.margin
 
@@ -90,7 +90,7 @@ def _compared_with_all(
     constant: Rival,
     scratch: Rival | None,
     champion: Rival | None,
-    rule: PromoteConfig,
+    rule: RuleConfig,
 ) -> Promote | Keep:
     if not math.isfinite(challenger.score):
         return Keep(f"{challenger.model} scores {challenger.score}, which is no number")

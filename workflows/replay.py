@@ -11,7 +11,7 @@ import yaml
 
 from trainers import manifest
 from workflows import final
-from workflows.config import load_config
+from workflows.config import BASE, load_config
 from workflows.model_card import LINEAGE, PIPELINE
 from workflows.models import ModelStore, ModelStoreError, Version
 from workflows.planning import Selection
@@ -107,7 +107,8 @@ class Replay:
                 f"{config.base.store}, a model of this one"
             )
         opened = Session.open(config, folder)
-        name = f"{origin.version.name.partition('.')[2]}.final"
+        task = origin.version.name.partition(".")[2]
+        name = "pretrain" if task == BASE else f"{task}.final"
         step = next(step for step in opened.steps if step.name == name)
         if step.fingerprint != origin.fingerprint:
             raise ReplayError(f"{origin.version} cannot be made again: {_why(origin, opened)}")
@@ -132,8 +133,9 @@ class Replay:
         artifacts = self.opened.artifacts
         record = artifacts.find(self.step)
         assert record is not None, "the steps have run"
-        weights = artifacts.output(record) / final.MODEL / _WEIGHTS
-        return manifest.digest_of(weights) == self.origin.weights
+        output = artifacts.output(record)
+        folder = output if self.step.kind == "pretrain" else output / final.MODEL
+        return manifest.digest_of(folder / _WEIGHTS) == self.origin.weights
 
 
 def _why(origin: Origin, opened: Session) -> str:

@@ -13,6 +13,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from workflows.artifacts import Finished
+from workflows.config import BASE
 from workflows.final import ranked
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -77,6 +78,7 @@ def render(
         data=_data(finished.get("corpus"), finished.get("tokens")),
         pretraining=_pretraining(finished.get("pretrain")),
         base=finished["base"].record.facts if "base" in finished else None,
+        base_promotion=promotions.get(f"{BASE}.promote"),
         tasks=[_task(name, finished, promotions) for name in tasks],
     )
 

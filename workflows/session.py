@@ -18,11 +18,11 @@ from workflows.execution import RunContext, RunPaths, tracking_uri, without_secr
 from workflows.history import PIPELINE, PLAN, commit_of
 from workflows.journal import DRIVER, Journal, Tail
 from workflows.models import ModelStore
-from workflows.pipeline import PromoteSpec, build_steps
+from workflows.pipeline import PromoteBaseSpec, PromoteSpec, build_steps
 from workflows.planning import Plan, Selection
 from workflows.progress import LiveView
 from workflows.runner import RunResult
-from workflows.steps import Step, StepRef
+from workflows.steps import PROMOTING, Step, StepRef
 from workflows.storage import Storage
 
 _LISTING_EVERY_S = 2.0
@@ -140,7 +140,7 @@ class Session:
 
     def summary(self, result: RunResult) -> dict[str, Any]:
         """What a person wants to know at the end."""
-        promoting = [step for step in self.steps if step.kind == "promote"]
+        promoting = [step for step in self.steps if step.kind in PROMOTING]
         records = {step.name: self.artifacts.find(step) for step in promoting}
         store = ModelStore(self.paths.storage)
         return {
@@ -154,7 +154,7 @@ class Session:
             "champions": {
                 step.spec.model: str(champion)
                 for step in promoting
-                if isinstance(step.spec, PromoteSpec)
+                if isinstance(step.spec, PromoteSpec | PromoteBaseSpec)
                 and (champion := store.champion(step.spec.model)) is not None
             },
             "report": self._report() or "",

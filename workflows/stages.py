@@ -7,7 +7,17 @@ from typing import Any
 
 from trainers import bases, corpus, probe, task_data, tokenizer, tokens
 from trainers.task_types import class_of
-from workflows import corpora, family, features, final, gate, pretraining, trainings, tuning
+from workflows import (
+    base_gate,
+    corpora,
+    family,
+    features,
+    final,
+    gate,
+    pretraining,
+    trainings,
+    tuning,
+)
 from workflows.artifacts import Finished
 from workflows.execution import StageContext, tracking_uri, without_secrets
 from workflows.models import ModelStore
@@ -20,6 +30,7 @@ from workflows.pipeline import (
     TokensSpec,
 )
 from workflows.shards import Shards
+from workflows.steps import PROMOTING
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +132,7 @@ def write_report(context: StageContext) -> Facts:
     promotions = {
         step: family.as_it_came(store, one.record.facts)
         for step, one in finished.items()
-        if one.record.kind == "promote"
+        if one.record.kind in PROMOTING
     }
     page = report.render(name, list(context.step.inputs), finished, promotions)
     paths = context.run.paths
@@ -164,6 +175,8 @@ STAGES: Mapping[str, Callable[[StageContext], Facts]] = {
     "tune": tuning.run,
     "final": final.run,
     "promote": gate.run,
+    "losses": base_gate.measure,
+    "promote_base": base_gate.run,
     "report": write_report,
     "track": track,
 }

@@ -17,6 +17,10 @@ CUSTOM = "custom"
 """The kind of the user's own steps."""
 
 
+PROMOTING = frozenset({"promote", "promote_base"})
+"""Kinds that judge a model and add it to the store."""
+
+
 class Identified(Protocol):
     """What it takes to find a step's artifact."""
 

@@ -1,14 +1,13 @@
 """A task's section of the pipeline file: what is searched, trained again, compared, promoted."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cluster import space
 from cluster.config import SearchConfig
-from trainers.config import Fraction, PositiveFloat, PositiveInt, Schema
+from trainers.config import PositiveInt, Schema
 from trainers.task_config import (
     MAY_CHANGE,
     METHODS_OF_HYPERPARAMETER,
@@ -18,6 +17,7 @@ from trainers.task_config import (
     Hyperparameters,
     TaskConfig,
 )
+from workflows.promote_config import PromoteConfig
 from workflows.suggestions import suggestion
 
 
@@ -43,102 +43,6 @@ class ControlsConfig(Schema):
     label_fractions: list[Annotated[float, Field(gt=0.0, le=1.0)]] = []
     """Shares of the training rows with which the chosen configuration, and the control, are trained
     again, with each seed: what transfer is worth when labels are few."""
-
-
-class LatencyConfig(Schema):
-    """How long a model may take to answer, on what one worker of a trial is given."""
-
-    batch_size: PositiveInt = 1
-    """Rows that it is asked about together."""
-
-    p50_ms: PositiveFloat | None = None
-    """Median, from texts to labels."""
-
-    p95_ms: PositiveFloat | None = None
-    """95th percentile."""
-
-    @model_validator(mode="after")
-    def _has_a_bound(self) -> Self:
-        if self.p50_ms is None and self.p95_ms is None:
-            raise ValueError("give p50_ms, p95_ms, or both")
-        return self
-
-
-class GuardsConfig(Schema):
-    """What a new model must keep to beside being better."""
-
-    size_mb: PositiveFloat | None = None
-    """Its files, in millions of bytes."""
-
-    latency: LatencyConfig | None = None
-    """How long it may take."""
-
-    calibration_error: PositiveFloat | None = None
-    """Expected calibration error on the test rows, for `classification` with one label a row."""
-
-    worst_slice: float | None = None
-    """The task's metric on the test rows of each slice (`data.slice_by`) with 20 rows or more."""
-
-    seed_spread: PositiveFloat | None = None
-    """Standard deviation of the test metric over `final.seeds`."""
-
-
-class PromoteConfig(Schema):
-    """When a new model replaces the champion, on the same test rows."""
-
-    mode: Literal["superior", "non_inferior"] = "superior"
-    """Whether it must be better, or no more than `margin` worse: for a model that is wanted for
-    another reason, such as its size."""
-
-    min_improvement: Fraction = 0.0
-    """With `superior`: the test metric must be better by more than this."""
-
-    margin: PositiveFloat | None = None
-    """With `non_inferior`: how much worse the test metric may be."""
-
-    confidence: Fraction = 0.95
-    """That this is no luck with these rows; 0 asks for no more than the score itself."""
-
-    test: Literal["bootstrap", "randomization", "mcnemar"] = "bootstrap"
-    """Of significance: the paired bootstrap; approximate randomisation; McNemar's exact test, for
-    accuracy alone. The latter two know no least improvement and no margin."""
-
-    resamples: PositiveInt = 10_000
-    """Draws of test rows; for the interval of a gain, too."""
-
-    seed: NonNegativeInt = 0
-    """Of the draws."""
-
-    guards: GuardsConfig = GuardsConfig()
-    """What it must keep to beside that."""
-
-    approve: Literal["automatic", "manual"] = "automatic"
-    """Whether what is proved becomes champion at once, or is the `candidate` until a person says
-    `pretune models promote`."""
-
-    @model_validator(mode="after")
-    def _mode_has_its_bound(self) -> Self:
-        if self.mode == "non_inferior" and self.margin is None:
-            raise ValueError("mode non_inferior needs a margin: how much worse the model may be")
-        if self.mode == "superior" and self.margin is not None:
-            raise ValueError("margin goes with mode: non_inferior; with superior leave it out")
-        if self.mode == "non_inferior" and self.min_improvement:
-            raise ValueError("min_improvement goes with mode: superior; with non_inferior drop it")
-        if self.test != "bootstrap" and (self.min_improvement or self.margin):
-            raise ValueError(
-                f"test {self.test} asks whether there is any gain; with min_improvement or margin "
-                "use bootstrap"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _draws_suffice(self) -> Self:
-        if self.test != "mcnemar" and (self.resamples + 1) * (1.0 - self.confidence) < 1.0:
-            raise ValueError(
-                f"resamples {self.resamples} can never give a confidence of {self.confidence}; "
-                f"take {math.ceil(1.0 / (1.0 - self.confidence))} or more"
-            )
-        return self
 
 
 class PipelineTask(TaskConfig):

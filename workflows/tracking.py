@@ -17,6 +17,7 @@ from workflows.ledger import Ledger, Record
 from workflows.mirrored_models import MirroredModels
 from workflows.mirrored_runs import TOLD, MirroredRuns
 from workflows.models import ModelStore, ModelStoreError
+from workflows.steps import PROMOTING
 from workflows.storage import Storage, StorageError
 
 
@@ -57,7 +58,7 @@ def track(uri: str, where: Storage, run_id: str, records: Iterable[Record]) -> W
         MirrorError: MLflow is not there, or refuses; what was written until then stays.
     """
     records = list(records)
-    judged = {one.facts["model"].partition("@")[0] for one in records if one.kind == "promote"}
+    judged = {one.facts["model"].partition("@")[0] for one in records if one.kind in PROMOTING}
     with _mirror(uri, where) as (runs, models):
         runs.find_or_make(run_id)
         runs.take(records)

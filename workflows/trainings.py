@@ -97,15 +97,23 @@ def all_tested(
         models: each with the rows it is asked about.
         stored: names in the storage of folders that are neither the step's nor its inputs.
     """
-    trial = context.run.execution.trials
-    worker: WorkerConfig = trial
-    if trial.workers > 1:  # the whole model need not fit the GPU of one of them
-        worker = WorkerConfig(cpus=trial.cpus)
-        on_cpu = replace(execution_of(trial), use_gpu=False)
-        models = [replace(saved, execution=on_cpu) for saved in models]
+    worker, execution = whole_model_worker(context.run.execution.trials)
+    models = [replace(saved, execution=execution) for saved in models]
     function = context.exchange(stored).mapped(retraining.test)
     found: list[Any] = context.run.cluster.map(function, models, worker, context.log)
     return found
+
+
+def whole_model_worker(trial: TrialConfig) -> tuple[WorkerConfig, TrialExecution]:
+    """What a process gets that asks a whole model, and how it does.
+
+    That of a trial; on a CPU where trials have several workers: the model need not fit the GPU of
+    one of them.
+    """
+    execution = execution_of(trial)
+    if trial.workers > 1:
+        return WorkerConfig(cpus=trial.cpus), replace(execution, use_gpu=False)
+    return trial, execution
 
 
 def latency(

@@ -1,5 +1,6 @@
 """The whole tiny pipeline through the command line, on a real local Ray."""
 
+import html
 import json
 import os
 import shutil
@@ -108,6 +109,7 @@ def test_models_are_listed_shown_and_used(finished: Run) -> None:
         pretune("models", "list", "--json", *storage, folder=finished.folder).stdout
     )
     assert [(row["model"], row["champion"], row["metric"]) for row in listed] == [
+        ("tiny.base", None, None),
         ("tiny.places", 1, "entity_f1"),
         ("tiny.tone", 1, "accuracy"),
     ]
@@ -125,6 +127,16 @@ def test_models_are_listed_shown_and_used(finished: Run) -> None:
     (row,) = json.loads(words.stdout)
     assert row["text"] == ["we", "met", "in", "Rome"]
     assert len(row["prediction"]) == 4
+
+
+def test_pretrained_model_is_a_version_that_says_why_it_is_not_the_champion(finished: Run) -> None:
+    """Twenty steps are not enough to know more than how frequent tokens are."""
+    told = finished.summary["promotions"]["base.promote"]
+    assert (told["model"], told["outcome"]) == ("tiny.base@1", "not promoted")
+    assert "of the tokens' own frequencies" in told["reason"]
+    card = next((finished.storage / "models/tiny.base/files").glob("*/README.md"))
+    assert told["reason"] in card.read_text(encoding="utf-8")
+    assert told["reason"] in html.unescape(Path(finished.summary["report"]).read_text())
 
 
 def test_promoted_model_is_a_plain_hugging_face_folder(finished: Run) -> None:
@@ -254,6 +266,7 @@ def test_adopted_checkpoint_is_tuned_tracked_and_reported(finished: Run, tmp_pat
     shutil.copytree(trained, base)
     (base / "pretraining.json").unlink()
     data = tiny_pipeline(tmp_path)
+    data["pretrain"]["promote"] = None
     del data["tasks"]["places"]
     pipeline = write_pipeline(tmp_path, data)
     assert pretune("adopt", pipeline, "pretrain", base, folder=tmp_path).returncode == 0

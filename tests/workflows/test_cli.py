@@ -49,7 +49,7 @@ def test_plan_tells_what_would_run_and_writes_nothing(
     path = write_pipeline(tmp_path, pipeline)
     rows = json.loads(pretune("plan", path, "--json", folder=tmp_path).stdout)
     assert {row["plan"] for row in rows} == {"RUN"}
-    assert len(rows) == 14
+    assert len(rows) == 16
     assert not (tmp_path / "storage").exists()
 
 

@@ -16,9 +16,9 @@ from trainers.task_types.base import Prediction
 from workflows import gate, judgement
 from workflows.cli import app
 from workflows.models import ModelStore, ModelStoreError, Version
+from workflows.promote_config import PromoteConfig
 from workflows.promotion import Keep, Promote
 from workflows.storage import Storage
-from workflows.task_section import PromoteConfig
 
 NAME = "tiny.tone"
 LABELS = ("bad", "good")
@@ -269,7 +269,7 @@ def test_a_step_that_was_killed_behind_its_promotion_tells_the_same_again(world:
     world.promote(version)
     moved = world.store.moved(version)
     assert moved is not None
-    told = gate._decided_before(world.store, version, moved)
+    told = gate.decided_before(world.store, version, moved)
     assert told["promoted"] is True
     assert (told["model"], told["champion"]) == (str(version), str(version))
     assert (told["reason"], told["outcome"]) == ("for the test", "promoted")

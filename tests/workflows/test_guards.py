@@ -10,7 +10,8 @@ from trainers.task_config import TaskConfig
 from trainers.task_types import type_of
 from trainers.task_types.base import Prediction
 from workflows import guards
-from workflows.task_section import GuardsConfig, PipelineTask
+from workflows.promote_config import GuardsConfig
+from workflows.task_section import PipelineTask
 
 SECTION: dict[str, Any] = {
     "type": "classification",

@@ -10,9 +10,10 @@ from trainers.pretrain_config import ZeroConfig
 from trainers.sizes import NetworkSize, memory_per_rank
 from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
 from workflows.config import load_config
+from workflows.drafts import STAGE_VERSIONS
 from workflows.needs import describe, needs
 from workflows.outside import OutsideData
-from workflows.pipeline import STAGE_VERSIONS, FinalSpec, PretrainSpec, build_steps
+from workflows.pipeline import FinalSpec, PretrainSpec, build_steps
 from workflows.task_section import ControlsConfig, FinalConfig
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.yaml"

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from workflows.promote_config import PromoteConfig
 from workflows.promotion import Evaluation, Keep, Promote, Rival, decide
 from workflows.significance import Gain
-from workflows.task_section import PipelineTask, PromoteConfig
+from workflows.task_section import PipelineTask
 
 NAN = float("nan")
 RULE = PromoteConfig()

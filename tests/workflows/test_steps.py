@@ -50,7 +50,8 @@ def test_another_folder_changes_no_fingerprint(tmp_path: Path, pipeline: dict[st
     }
 
 
-BASE = {"corpus", "tokenizer", "tokens", "pretrain"}
+OF_BASE = {"base.losses", "base.promote"}
+BASE = {"corpus", "tokenizer", "tokens", "pretrain", *OF_BASE}
 TONE = {"tone.tune", "tone.final", "tone.promote"}
 PLACES = {"places.tune", "places.final", "places.promote"}
 SUMMARY = {"track", "report"}
@@ -59,11 +60,13 @@ SUMMARY = {"track", "report"}
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("pretrain.learning_rate=0.001", {"pretrain"} | TONE | PLACES | SUMMARY),
-        ("pretrain.seed=3", {"pretrain"} | TONE | PLACES | SUMMARY),
-        ("model.config.num_hidden_layers=1", {"pretrain"} | TONE | PLACES | SUMMARY),
+        ("pretrain.learning_rate=0.001", {"pretrain"} | OF_BASE | TONE | PLACES | SUMMARY),
+        ("pretrain.seed=3", {"pretrain"} | OF_BASE | TONE | PLACES | SUMMARY),
+        ("model.config.num_hidden_layers=1", {"pretrain"} | OF_BASE | TONE | PLACES | SUMMARY),
         ("tokenizer.vocab_size=600", BASE - {"corpus"} | TONE | PLACES | SUMMARY),
         ("corpus.validation_fraction=0.2", BASE | TONE | PLACES | SUMMARY),
+        ("pretrain.promote.documents=9", OF_BASE | SUMMARY),
+        ("pretrain.promote.confidence=0.9", {"base.promote"} | SUMMARY),
         ("tasks.tone.search.trials=3", TONE | SUMMARY),
         ("tasks.places.final.seeds=2", {"places.final", "places.promote"} | SUMMARY),
         ("tasks.tone.promote.min_improvement=0.1", {"tone.promote"} | SUMMARY),
