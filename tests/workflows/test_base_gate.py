@@ -25,6 +25,7 @@ from workflows.models import ModelStore, Version
 from workflows.planning import Selection, State
 from workflows.promote_config import RuleConfig
 from workflows.promotion import Keep, Promote
+from workflows.replay import Origin, Replay
 from workflows.session import Session
 from workflows.storage import Storage
 
@@ -366,6 +367,21 @@ def test_without_held_out_documents_the_version_says_so(
     assert "no document was held out" in facts["reason"]
     store = ModelStore(session.paths.storage)
     assert store.facts(store.resolve(f"{NAME}@1"))["scores"] == {}
+
+
+def test_a_base_is_made_again_by_its_pretraining(tmp_path: Path, pipeline: dict[str, Any]) -> None:
+    base = save_trained(tmp_path / "one", tmp_path / "corpus.txt", 20)
+    session, _ = run(tmp_path, pipeline, base)
+    store = ModelStore(session.paths.storage)
+    origin = Origin.of(store, store.resolve(NAME))
+    assert "confidence: 0.95" in origin.as_yaml()
+    replay = Replay.prepare(origin, tmp_path, str(tmp_path / "again"))
+    assert replay.selection.only == {"corpus", "tokenizer", "tokens", "pretrain"}
+    adopt(replay.step, base, replay.opened.artifacts, "run", force=False)
+    assert replay.is_equal()
+    other = save_trained(tmp_path / "other", tmp_path / "corpus.txt", 1)
+    adopt(replay.step, other, replay.opened.artifacts, "run", force=True)
+    assert not replay.is_equal()
 
 
 def test_with_null_there_is_no_such_model(tmp_path: Path, pipeline: dict[str, Any]) -> None:
