@@ -48,15 +48,13 @@ def steps_of(where: Storage) -> list[StepRef]:
 
 
 def model_digests(where: Storage) -> dict[str, Any]:
-    """Of champions' files, but for those that tell which run made them and when."""
+    """Of the newest versions' files, but for those that tell which run made them and when."""
     of_runs = {"README.md", "lineage.json", "pipeline.yaml", "MLmodel", "MANIFEST.json"}
     store = ModelStore(where)
     return {
-        name: {
-            file: of for file, of in store.facts(champion)["files"].items() if file not in of_runs
-        }
+        name: {file: of for file, of in store.facts(newest)["files"].items() if file not in of_runs}
         for name in store.names()
-        if (champion := store.champion(name)) is not None
+        for newest in store.versions(name)[-1:]
     }
 
 
