@@ -141,8 +141,6 @@ def assemble(work: PretrainWork, execution: PretrainExecution, ranks: Ranks) -> 
     )
     options.prepare_model(built, config)
     if not is_sharded:
-        if work.model.objective == "causal":
-            model.require_left_to_right(built)
         _require_documents_apart(built, work, sequences)
     loss = partial(
         segments.language_model_loss,

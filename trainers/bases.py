@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import transformers
-import yaml
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from trainers import tokenizer
+from trainers import licences, tokenizer
 from trainers.errors import DataError
 
 
@@ -48,18 +46,8 @@ def take_in(folder: Path, directory: Path) -> dict[str, Any]:
     return {
         "architecture": network.model_type,
         "parameters": found.num_parameters(),
-        "licence": licence_of(folder),
+        "licence": licences.of(folder),
     }
-
-
-def licence_of(folder: Path) -> str | None:
-    """What a folder's model card says of its licence; None where it says nothing."""
-    try:
-        told = huggingface_hub.metadata_load(folder / "README.md") or {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    found = told.get("license_name") or told.get("license")
-    return ", ".join(map(str, found)) if isinstance(found, list) else found and str(found)
 
 
 def weights_of(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -31,6 +31,8 @@ from trainers.task_types.base import Encoded, by_length
 FILE = "losses.parquet"
 
 _BITS, _NATS = "bits_per_byte", "nats_per_hidden_token"
+_MEASURE = b"1"
+"""Raise it with any change of what is lost: champions are asked again, then."""
 _MASK_PROBABILITY = 0.15
 _LOGITS_AT_ONCE = 1 << 27
 _TEXTS_AT_ONCE = 256
@@ -66,7 +68,7 @@ class DocumentLosses:
     unit: str
     """What the score is counted in: scores of two models compare where it is the same."""
     documents: str
-    """Digest of the documents."""
+    """Digest of the documents, and of how they are read."""
 
     @property
     def metric(self) -> str:
@@ -113,8 +115,8 @@ def held_out(shards: Iterable[Path], *, documents: int, characters: int) -> list
 
 
 def digest(documents: Sequence[str]) -> str:
-    """SHA-256 of documents in their order."""
-    found = hashlib.sha256()
+    """SHA-256 of documents in their order; another for another way to read them."""
+    found = hashlib.sha256(_MEASURE)
     for text in documents:
         content = text.encode()
         found.update(len(content).to_bytes(8, "big") + content)
@@ -132,13 +134,16 @@ def measure(work: LossWork) -> DocumentLosses:
     Raises:
         DataError: the folder's model cannot be asked so.
     """
+    if not work.documents:
+        nothing = np.zeros(0)
+        return DocumentLosses(nothing, nothing, nothing, _BITS, digest(()))
     torch.set_num_threads(work.execution.threads)
     plain, end = tokenizer.plain(work.model)
     network = model.load(work.model, work.objective).eval()
     network.config.use_cache = False  # of no use here, and as large as the model
     network.to(device_of(Ranks(), use_gpu=work.execution.use_gpu))
     if work.objective == "causal":
-        model.require_left_to_right(network)
+        model.require_left_to_right(network.config)
     ids = list(_encoded(plain, end, work.documents))
     length = min(work.sequence_length, _positions(network))
     masking = _masking(work)
@@ -237,7 +242,7 @@ def _asked(network: PreTrainedModel, pieces: Sequence[_Piece]) -> list[float]:
     """Nats that a model loses on each piece."""
     rows = Encoded([piece.inputs for piece in pieces], [])
     longest = max((len(piece.inputs) for piece in pieces), default=1)
-    at_once = max(1, _LOGITS_AT_ONCE // (longest * network.config.vocab_size))
+    at_once = max(1, _LOGITS_AT_ONCE // (longest * network.config.get_text_config().vocab_size))
 
     @torch.no_grad()
     def lost(chosen: Sequence[int]) -> list[float]:

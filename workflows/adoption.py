@@ -3,7 +3,9 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+from trainers import licences
 from workflows.artifacts import Artifacts
 from workflows.ledger import Claim, Record
 from workflows.steps import Step
@@ -63,7 +65,9 @@ def adopt(step: Step, source: Path, artifacts: Artifacts, run: str, *, force: bo
         raise AdoptionError(f"a run has just begun to compute {step.name}; wait for it")
     try:
         shutil.copytree(source, attempt.output, dirs_exist_ok=True)
-        facts = {"adopted_from": str(source.absolute())}
+        facts: dict[str, Any] = {"adopted_from": str(source.absolute())}
+        if step.kind in ("pretrain", "base"):
+            facts["licence"] = licences.of(source)
         committed = artifacts.commit(step, attempt, facts, run=run)
     except BaseException:
         artifacts.release(step, attempt)

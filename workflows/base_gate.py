@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainers import bases, corpus, document_losses, history, predictions
+from trainers import corpus, document_losses, history, predictions
 from trainers.config import Objective
 from trainers.document_losses import DocumentLosses, LossWork
 from workflows import gate, model_card, model_files
@@ -105,7 +105,7 @@ def _read(
 def _added(context: StageContext, store: ModelStore, scored: Scored, found: Judgement) -> Version:
     """The model as a version, with what is written about it."""
     spec, losses = context.spec(PromoteBaseSpec), scored.losses
-    documents = model_card.base_documents(context, losses.unit, _licence(context), found.facts)
+    documents = model_card.base_documents(context, losses.unit, found.facts)
     with _folder(context) as folder:
         return store.add(
             spec.model,
@@ -140,14 +140,6 @@ def _rule(context: StageContext) -> dict[str, Any]:
 def _validation_shards(context: StageContext) -> Iterator[Path]:
     names = corpus.names_of(context.records["corpus"].files, corpus.VALIDATION)
     return map(context.stream("corpus", keep=_SHARDS_KEPT), names)
-
-
-def _licence(context: StageContext) -> str | None:
-    """Of the model that training went on from, or that was taken in as its result."""
-    facts = context.records["pretrain"].facts
-    if "adopted_from" in facts:
-        return bases.licence_of(context.input("pretrain"))
-    return facts.get("licence")
 
 
 @contextmanager

@@ -17,6 +17,9 @@ from workflows.models import ModelStore, Version
 from workflows.promote_config import PromoteBaseConfig, RuleConfig
 from workflows.promotion import Evaluation, Keep, Rival, decide, needed_gain
 
+_ROUNDING = 1e-6
+"""Of a document's nats: what other hardware, or a batch of another size, changes."""
+
 Ask = Callable[[Version], DocumentLosses]
 """Has a version read the documents."""
 
@@ -48,6 +51,8 @@ class Scored:
         evaluation, own = self.evaluation(model, losses, nats), self.losses
         if not math.isfinite(evaluation.score):
             return Rival(evaluation, None)
+        is_equal = np.isclose(nats, own.nats, rtol=_ROUNDING, atol=0.0)
+        nats = np.where(is_equal, own.nats, nats)
         gain = significance.bootstrap(
             own.score_of(own.nats),
             losses.score_of(nats),
@@ -75,6 +80,9 @@ def judge(
     """
     losses = scored.losses
     challenger = scored.evaluation("the new model", losses, losses.nats)
+    if not len(losses.nats):
+        reason = "no document was held out to judge it by: see corpus.validation_fraction"
+        return Judgement(Keep(reason), challenger, {}, measured={})
     constant = scored.rival("the tokens' own frequencies", losses, losses.constant_nats)
     rivals = {"constant": constant}
     if champion is not None:
@@ -86,8 +94,6 @@ def judge(
         champion=rivals.get("champion"),
         rule=scored.rule,
     )
-    if not len(losses.nats):
-        verdict = Keep("no document was held out to judge it by: see corpus.validation_fraction")
     return Judgement(verdict, challenger, rivals, measured={})
 
 

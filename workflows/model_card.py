@@ -64,14 +64,13 @@ def documents(
 
 
 def base_documents(
-    context: StageContext, unit: str, licence: str | None, judgement: Mapping[str, Any]
+    context: StageContext, unit: str, judgement: Mapping[str, Any]
 ) -> dict[str, str]:
     """The same of a pretrained model.
 
     Args:
         context: of the step `promote_base`.
         unit: of its score.
-        licence: of what it comes from.
         judgement: what the gate said.
     """
     spec, head, trained = context.spec(PromoteBaseSpec), _head(context), context.records["pretrain"]
@@ -83,7 +82,7 @@ def base_documents(
         told=context.records["losses"].facts,
         trained=trained,
         unit=unit,
-        licence=licence,
+        licence=trained.facts.get("licence"),
         is_from_another=(
             "adopted_from" in trained.facts or trained.spec["model"]["architecture"] is None
         ),
@@ -155,10 +154,12 @@ def _lineage(
 
 def _rendered(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(**values)
+    return environment.get_template(template).render(**values)
 
 
 def _over_seeds(scores: list[float]) -> str:

@@ -128,7 +128,7 @@ class LossesSpec(Schema):
     """What `losses` knows."""
 
     objective: Objective
-    sequence_length: int
+    sequence_length: PositiveInt
     documents: PositiveInt
     characters: PositiveInt
 

@@ -13,4 +13,5 @@ class PipelinePretrain(PretrainConfig):
     @property
     def training(self) -> PretrainConfig:
         """The training alone."""
-        return PretrainConfig(**{name: getattr(self, name) for name in PretrainConfig.model_fields})
+        fields = {name: getattr(self, name) for name in PretrainConfig.model_fields}
+        return PretrainConfig.model_construct(**fields)  # they are checked already

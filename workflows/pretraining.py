@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.config import GangConfig
 from cluster.interface import TaskFailedError
-from trainers import bases, checkpoint, history, memory, pretrain
+from trainers import checkpoint, history, licences, memory, pretrain
 from trainers.batches import micro_batch_size
 from trainers.errors import OutOfMemoryError
 from trainers.reporting import Reporter
@@ -91,7 +91,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
 def _licence(context: StageContext) -> dict[str, Any]:
     """Of the model that the training goes on from, where there is one."""
     folder = context.spec(PretrainSpec).model.from_
-    return {} if folder is None else {"licence": bases.licence_of(context.run.base / folder)}
+    return {} if folder is None else {"licence": licences.of(context.run.base / folder)}
 
 
 def _train(context: StageContext, size: int) -> dict[str, Any]:

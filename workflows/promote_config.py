@@ -132,5 +132,5 @@ class PromoteBaseConfig(RuleConfig):
     documents: PositiveInt = 2000
     """Most held-out documents that are read, chosen by a hash of the text."""
 
-    characters: PositiveInt = 4096
+    characters: PositiveInt = 2048
     """Of a document no more than these are read, from its beginning."""

@@ -127,10 +127,10 @@ def _obstacles(challenger: Evaluation, champion: Rival) -> Iterator[str]:
             f"{other.model} knows other labels: {', '.join(other.labels)}; "
             f"the new model has {', '.join(challenger.labels)}; {_HINT}"
         )
-    elif other.unit != challenger.unit:
-        yield f"the loss of {other.model} is of other tokens, or of longer answers; {_HINT}"
     elif other.test != challenger.test:
         yield f"{other.model} was tested on other rows; {_HINT}"
+    elif other.unit != challenger.unit:
+        yield f"the loss of {other.model} is of other tokens, or of longer answers; {_HINT}"
     elif not math.isfinite(other.score):
         yield f"{other.model} scores {other.score}, which is no number; {_HINT}"
     elif champion.gain is None:

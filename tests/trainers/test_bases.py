@@ -27,7 +27,7 @@ from transformers import (
 )
 from worlds import prepare
 
-from trainers import bases, task_model, tokenizer
+from trainers import bases, licences, task_model, tokenizer
 from trainers.errors import DataError
 from trainers.task_types.answers import QuestionAnswering
 from trainers.task_types.classification import Classification
@@ -265,4 +265,4 @@ def test_licence_is_what_the_model_card_says(
 ) -> None:
     if card is not None:
         (tmp_path / "README.md").write_text(card, encoding="utf-8")
-    assert bases.licence_of(tmp_path) == licence
+    assert licences.of(tmp_path) == licence

@@ -120,6 +120,22 @@ def test_configuration_that_describes_no_model_is_refused(
         build(words, architecture, **changes)
 
 
+def test_causal_objective_is_refused_for_a_network_that_sees_the_next_token(
+    words: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    config = ModelConfig(architecture="bert", config=SMALL["bert"])
+    with pytest.raises(DataError, match="bert sees the tokens that it is to predict"):
+        model.for_pretraining(config, tmp_path, words, 16, seed=0)
+    decoder = ModelConfig(architecture="bert", config=SMALL["bert"] | {"is_decoder": True})
+    built = model.for_pretraining(decoder, tmp_path, words, 16, seed=0).eval()
+    ids = torch.arange(8)[None]
+    others = ids.clone()
+    others[0, -1] = 0
+    with torch.no_grad():
+        one, other = (built(input_ids=row).logits[:, :-1] for row in (ids, others))
+    assert torch.equal(one, other)
+
+
 def test_continued_pretraining_starts_from_the_weights_that_are_there(
     words: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

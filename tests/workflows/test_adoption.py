@@ -27,7 +27,7 @@ def test_checkpoint_is_taken_in_with_its_digests(storage: Storage, checkpoint: P
     artifacts = Artifacts(storage)
     record = adopt(PRETRAIN, checkpoint, artifacts, "run", force=False)
     assert artifacts.find(PRETRAIN) == record
-    assert record.facts == {"adopted_from": str(checkpoint)}
+    assert record.facts == {"adopted_from": str(checkpoint), "licence": None}
     assert record.files["model.safetensors"]["size"] == 1000
     assert record.source is None
     assert (artifacts.verified(record) / "sub" / "extra.json").is_file()

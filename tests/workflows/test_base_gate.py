@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cluster.local import LocalCluster
 from trainers import document_losses
 from trainers.document_losses import DocumentLosses
-from workflows import base_judgement, failpoints, runner
+from workflows import base_judgement, failpoints, report, runner
 from workflows.adoption import adopt
 from workflows.base_judgement import Scored
 from workflows.cli import app
@@ -140,6 +140,14 @@ def test_a_champion_of_other_documents_is_asked_again_or_not_compared(world: Wor
     assert isinstance(world.judge(losses(1.9), ask=ask).verdict, Keep)
     assert asked == [champion]
     assert "tested on other rows" in world.judge(losses(1.9)).verdict.reason
+
+
+def test_what_rounding_changes_is_no_gain(world: World) -> None:
+    lost = losses(2.0)
+    world.promote(world.add(lost))
+    found = world.judge(replace(lost, nats=lost.nats * (1 - 1e-8)), confidence=0.0)
+    assert isinstance(found.verdict, Keep)
+    assert found.facts["compared"]["champion"]["value"] == 0.0
 
 
 def test_losses_of_other_tokens_or_another_objective_are_not_compared(world: World) -> None:
@@ -365,6 +373,9 @@ def test_without_held_out_documents_the_version_says_so(
     assert states["base.promote"] is State.DONE
     facts = facts_of(session)
     assert "no document was held out" in facts["reason"]
+    assert facts["compared"] == {}
+    page = report.render("tiny", [], {}, {"base.promote": facts})
+    assert "no document was held out" in page
     store = ModelStore(session.paths.storage)
     assert store.facts(store.resolve(f"{NAME}@1"))["scores"] == {}
 

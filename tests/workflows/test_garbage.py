@@ -90,6 +90,33 @@ def test_step_a_model_of_the_store_came_from_stays(storage: Storage, tmp_path: P
     assert Artifacts(storage).find(final) is not None
 
 
+def test_pretraining_of_a_version_stays_if_it_was_promoted(
+    storage: Storage, tmp_path: Path
+) -> None:
+    promoted, other = (
+        Step(name="pretrain", kind="pretrain", version=number, spec=OLD.spec) for number in (1, 2)
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    store = ModelStore(storage)
+    for number, step in enumerate((promoted, other)):
+        finish(storage, step)
+        version = store.add(
+            "own.base",
+            tmp_path / "model",
+            fingerprint=step.fingerprint,
+            attempt=f"a{number}",
+            task={},
+            scores={},
+            more={"objective": "causal"},
+        )
+        if step is promoted:
+            store.promote(version, expected=None, reason="", run="run")
+    assert collected(storage) == ["no kept run planned this step"]
+    assert Artifacts(storage).find(promoted) is not None
+    assert Artifacts(storage).find(other) is None
+
+
 def test_files_no_version_has_are_removed(storage: Storage) -> None:
     storage.write("models/own.t/files/abc/model.safetensors", b"x")
     assert collected(storage) == ["no version has these files"]
