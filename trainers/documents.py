@@ -5,7 +5,7 @@ import glob
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -308,8 +308,8 @@ def _csv_rows(
                         return
                 elif header is None:
                     header = row
-                    if needed is not None and needed not in header:
-                        tell(tables.lacks(needed, header, place))
+                    if trouble := _trouble_of_header(header, place, needed):
+                        tell(trouble)
                         return
                 elif len(row) > len(header):
                     tell(f"{place}, {where()}: more fields than the header has")
@@ -321,6 +321,16 @@ def _csv_rows(
         return
     if header is None:
         tell(f"{place}: there is no text in it")
+
+
+def _trouble_of_header(header: Sequence[str], place: str, needed: str | None) -> str | None:
+    """Why rows cannot be read by these names; of a column that nobody needs nobody cares."""
+    if needed is not None and needed not in header:
+        return tables.lacks(needed, header, place)
+    for name in header if needed is None else [needed]:
+        if name and header.count(name) > 1:
+            return f"{place}: {name!r} stands in the header twice; rename one of these columns"
+    return None
 
 
 def _csv_fields(reader: Any, place: str, tell: Tell) -> Iterator[list[str]]:

@@ -109,6 +109,7 @@ def test_encoding_is_the_one_that_is_stated(tmp_path: Path) -> None:
         ("a.txt", b"fine\n" * 9000 + b"caf\xe9\n", "line 9001: not utf-8"),
         ("a.txt.gz", gzip.compress(b"fine\n" * 9000 + b"caf\xe9\n"), "line 9001: not utf-8"),
         ("a.csv", b"body\nx\n", "no column 'text'; it has 'body'; set text to one"),
+        ("a.csv", b"text,id,text\n1,2,3\n", "'text' stands in the header twice; rename one"),
         ("a.csv", b"id,text\n1\n", "line 2: column 'text' is empty"),
         ("a.csv.gz", b"text\nplain\n", "cannot be read"),
         ("a.csv", b"text\na,b\n", "line 2: more fields than the header has"),
@@ -125,6 +126,16 @@ def test_what_cannot_be_read_is_named_with_its_place(
         read(path)
     assert str(path) in str(caught.value)
     assert expected in str(caught.value)
+
+
+def test_columns_of_one_name_are_refused_where_somebody_asks_for_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,text,id,,\n1,fine,2,3,4\n", encoding="utf-8")
+    assert read(path) == ["fine"]
+    split = SplitConfig(test=0.2, validation=0.2)
+    data = TaskDataConfig(path=path.name, split=split)  # type: ignore[call-arg]
+    with pytest.raises(DataError, match="'id' stands in the header twice"):
+        list(documents.rows(data, path))
 
 
 def test_dataset_with_several_splits_is_refused(tmp_path: Path) -> None:
