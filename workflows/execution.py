@@ -37,7 +37,9 @@ Spec = TypeVar("Spec", bound=Schema)
 _STOP_CHECK_EVERY_S = 1.0
 
 # Inputs of which a step's workers open the files they need when they need them.
-_STREAMED = {"pretrain": {"tokens"}, "tune": {"features"}, "losses": {"corpus"}}
+_STREAMED = {"pretrain": {"tokens"}, "tune": {"features"}}
+# Inputs of which a step opens few files, and compares those alone with the record.
+_READ_IN_PART = {"losses": {"corpus"}}
 
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -165,7 +167,8 @@ class StageContext:
     def stream(self, name: str, *, keep: int) -> Stream:
         """Opens the files of an input on any node, which keeps so many of an object store's."""
         record = self.records[name]
-        return Stream(self.attempt.storage, output_name(record), record.files, keep)
+        is_unverified = name in _READ_IN_PART.get(self.step.kind, ())
+        return Stream(self.attempt.storage, output_name(record), record.files, keep, is_unverified)
 
     def exchange(self, earlier: Mapping[Path, str] | None = None) -> Exchange:
         """Makes functions run on other nodes; `earlier` work is read there beside the inputs."""
@@ -330,7 +333,10 @@ def _computed(
                 f"the record of {step.inputs[name].name} was removed while this run went on; "
                 "run the same command again"
             )
-        if run.paths.storage.is_local or name not in _STREAMED.get(step.kind, ()):
+        opened_later = set(_READ_IN_PART.get(step.kind, ()))
+        if not run.paths.storage.is_local:
+            opened_later |= _STREAMED.get(step.kind, set())
+        if name not in opened_later:
             artifacts.verified(record)
         records[name] = record
     started = time.monotonic()

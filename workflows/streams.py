@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainers import manifest
 from workflows.cache import cache_folder
 from workflows.storage import Storage, key_of
 
@@ -22,8 +23,9 @@ class Stream:
     """Opens files of a finished step by name, on any node. Picklable.
 
     In a folder that all nodes see they are opened where they are; the step that reads them has
-    verified them. From an object store a file is fetched to this node's cache, its bytes are
-    compared with the record, and the files that were opened longest ago make room for it.
+    verified them, or they are compared now. From an object store a file is fetched to this node's
+    cache, its bytes are compared with the record, and the files that were opened longest ago make
+    room for it.
     """
 
     storage: Storage
@@ -32,6 +34,8 @@ class Stream:
     """The record's manifest."""
     keep: int
     """Files of an object store that stay on a node."""
+    is_unverified: bool = False
+    """Whether files in a folder that all nodes see are compared when they are opened, too."""
 
     def __call__(self, name: str) -> Path:
         """Where the file is on this node.
@@ -40,7 +44,10 @@ class Stream:
             DamagedFileError: it is not what the record says.
         """
         if self.storage.is_local:
-            return self.storage.path(f"{self.folder}/{name}")
+            place = self.storage.path(f"{self.folder}/{name}")
+            if self.is_unverified:
+                self._require_whole(name, manifest.digest_of(place))
+            return place
         place = self._cache / name
         try:
             os.utime(place)
@@ -55,11 +62,7 @@ class Stream:
 
     def _fetch(self, name: str, place: Path) -> None:
         content = self.storage.read(f"{self.folder}/{name}")
-        if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
-            raise DamagedFileError(
-                f"{self.storage.url(f'{self.folder}/{name}')} has other bytes than were written; "
-                "compute the step that wrote it anew with --force"
-            )
+        self._require_whole(name, hashlib.sha256(content).hexdigest())
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_name(f".{name}.{uuid.uuid4().hex}")
         with partial.open("wb") as file:
@@ -67,6 +70,13 @@ class Stream:
             file.flush()
             os.fsync(file.fileno())  # a file that is here is believed
         partial.rename(place)
+
+    def _require_whole(self, name: str, digest: str) -> None:
+        if digest != self.files[name]["sha256"]:
+            raise DamagedFileError(
+                f"{self.storage.url(f'{self.folder}/{name}')} has other bytes than were written; "
+                "compute the step that wrote it anew with --force"
+            )
 
     def _make_room(self) -> None:
         """Remove what was opened longest ago; who has it mapped still reads it."""

@@ -395,6 +395,29 @@ def test_a_base_is_made_again_by_its_pretraining(tmp_path: Path, pipeline: dict[
     assert not replay.is_equal()
 
 
+def test_a_damaged_document_is_found_before_it_is_read_and_others_are_not_looked_at(
+    tmp_path: Path, pipeline: dict[str, Any]
+) -> None:
+    base = save_trained(tmp_path / "one", tmp_path / "corpus.txt", 1)
+    session, _ = run(tmp_path, pipeline, base)
+    (corpus,) = session.paths.storage.path("artifacts").glob("corpus/*/*/output")
+
+    def again() -> State:
+        selection = Selection(only=frozenset({"base.losses"}), force=frozenset({"base.losses"}))
+        plan = session.plan(selection)
+        result = runner.run(session.steps, plan, session.context(LocalCluster()), session.journal)
+        return result.states["base.losses"]
+
+    for path in corpus.glob("train-*.parquet"):
+        path.write_bytes(b"damaged")
+    assert again() is State.DONE
+    shard = next(corpus.glob("validation-*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert again() is State.FAILED
+
+
 def test_with_null_there_is_no_such_model(tmp_path: Path, pipeline: dict[str, Any]) -> None:
     pipeline["pretrain"]["promote"] = None
     session = Session.open(load_config(write_pipeline(tmp_path, pipeline)), tmp_path)
