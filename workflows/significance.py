@@ -12,7 +12,7 @@ Resampled = Callable[[Values], Values]
 """A metric of one model: of how often rows count, shape (resamples, rows), its values, shape
 (resamples,); NaN where such rows do not define it."""
 
-_CELLS_AT_ONCE = 1 << 22
+_CELLS_AT_ONCE = 1 << 19
 _ROUNDING = 1e-12
 
 
