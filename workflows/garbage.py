@@ -160,12 +160,11 @@ class Collector:
             for kind, fingerprint in found.steps.values()
         }
         for name in self._store.names():
-            promoted = {entry["version"] for entry in self._store.log(name)}
             for version in self._store.versions(name):
                 facts = self._store.facts(version)
                 if "objective" not in facts:
                     reached.add(("final", stem_of(facts["fingerprint"])))
-                elif version.number in promoted:  # a base is large
+                elif self._store.moved(version):  # a base is large
                     reached.add(("pretrain", stem_of(facts["fingerprint"])))
         return reached
 

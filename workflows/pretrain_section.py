@@ -13,5 +13,4 @@ class PipelinePretrain(PretrainConfig):
     @property
     def training(self) -> PretrainConfig:
         """The training alone."""
-        fields = {name: getattr(self, name) for name in PretrainConfig.model_fields}
-        return PretrainConfig.model_construct(**fields)  # they are checked already
+        return PretrainConfig(**{name: getattr(self, name) for name in PretrainConfig.model_fields})

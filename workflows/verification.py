@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, cast
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from cluster import capacity
@@ -249,7 +250,11 @@ def required(config: PipelineConfig) -> PretrainConfig:
 
 
 def shortened(config: PipelineConfig, steps: int, kills: int) -> PipelineConfig:
-    """The pipeline with a pretraining of so many steps, saved often and tried again patiently."""
+    """The pipeline with a pretraining of so many steps, saved often and tried again patiently.
+
+    Raises:
+        ConfigError: its schedule needs more of them.
+    """
     whole = required(config)
     pretrain_config = whole.model_copy(
         update={
@@ -257,6 +262,11 @@ def shortened(config: PipelineConfig, steps: int, kills: int) -> PipelineConfig:
             "checkpoint": whole.checkpoint.model_copy(update={"every_steps": max(1, steps // 5)}),
         }
     )
+    try:
+        PretrainConfig.model_validate(pretrain_config)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--steps {steps} are too few: {message}") from None
     retry = RetryConfig(max_attempts=kills + 2, delay_s=0.0)
     cluster = config.cluster.model_copy(update={"retry": retry})
     return config.model_copy(update={"pretrain": pretrain_config, "cluster": cluster})

@@ -117,6 +117,21 @@ def test_pretraining_of_a_version_stays_if_it_was_promoted(
     assert Artifacts(storage).find(other) is None
 
 
+def test_a_damaged_log_of_a_task_keeps_nobody_from_collecting(
+    local: Storage, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    store = ModelStore(local)
+    version = store.add(
+        "own.t", tmp_path / "model", fingerprint="f", attempt="a", task={}, scores={}
+    )
+    store.promote(version, expected=None, reason="", run="run")
+    local.write("models/own.t/log/000001.json", b"{}")
+    finish(local, OLD)
+    assert collected(local) == ["no kept run planned this step"]
+
+
 def test_files_no_version_has_are_removed(storage: Storage) -> None:
     storage.write("models/own.t/files/abc/model.safetensors", b"x")
     assert collected(storage) == ["no version has these files"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.config import GangConfig
-from workflows.config import PipelineConfig
+from workflows.config import ConfigError, PipelineConfig
 from workflows.verification import (
     judged,
     kill_points,
@@ -58,6 +58,13 @@ def test_kill_points_are_different_steps_before_the_last() -> None:
     assert all(1 <= point < 10 for point in points)
     assert points == kill_points(10, 4, seed=0) != kill_points(10, 4, seed=1)
     assert len(kill_points(3, 9, seed=0)) == 2
+
+
+def test_too_few_steps_for_a_branch_are_told(pipeline: dict[str, Any]) -> None:
+    pipeline["pretrain"]["schedule"] = {"name": "wsd", "branches": [0.25, 0.5]}
+    config = PipelineConfig.model_validate(pipeline)
+    with pytest.raises(ConfigError, match=r"--steps 6 are too few: .* branch at 0\.25"):
+        shortened(config, 6, 2)
 
 
 def test_shortened_pipeline_saves_often_and_outlives_its_kills(pipeline: dict[str, Any]) -> None:
