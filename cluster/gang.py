@@ -98,9 +98,10 @@ class _Judge(UserCallback):  # type: ignore[misc]
     gang, outlives a lost worker.
     """
 
-    def __init__(self, retry: RetryConfig | None, log: Path) -> None:
+    def __init__(self, retry: RetryConfig | None, log: Path, start: int) -> None:
+        """The first start is 1; those before this one count as attempts."""
         self._retry, self._log = retry, log
-        self._attempts = 0
+        self._attempts = start - 1
 
     def after_exception(
         self,
@@ -146,28 +147,51 @@ def run(
     os.environ.setdefault(*_POLL)
     if gang.least_workers < gang.most_workers:
         os.environ.setdefault(*_ELASTIC_PLACEMENT)
-    trainer = TorchTrainer(
-        _Rank(function, log, on_report),
-        torch_config=TorchConfig(backend="nccl" if gang.gpus else "gloo"),
-        scaling_config=_scaling(gang),
-        run_config=RunConfig(
-            name=name,
-            storage_path=directory,
-            failure_config=FailureConfig(
-                max_failures=-1, max_preemption_failures=-1 if retry else 0
+    start = 1
+    while True:
+        trainer = TorchTrainer(
+            _Rank(function, log, on_report),
+            torch_config=TorchConfig(backend="nccl" if gang.gpus else "gloo"),
+            scaling_config=_scaling(gang),
+            run_config=RunConfig(
+                name=name,
+                storage_path=directory,
+                failure_config=FailureConfig(
+                    max_failures=-1, max_preemption_failures=-1 if retry else 0
+                ),
+                callbacks=[_Judge(retry, log, start)],
             ),
-            callbacks=[_Judge(retry, log)],
-        ),
-    )
-    try:
-        trainer.fit()
-    except ControllerError as error:
-        cause = error.controller_failure
-        if isinstance(cause, TaskFailedError | WorkerLostError):
-            raise cause from error
-        raise WorkerLostError(f"{type(cause).__name__}: {cause}") from error
-    except (TrainingFailedError, RayActorError) as error:
-        raise WorkerLostError(f"{type(error).__name__}: {error}") from error
+        )
+        try:
+            trainer.fit()
+        except (TrainingFailedError, RayActorError) as error:
+            _pass_over_or_raise(error, start, retry)
+        else:
+            return
+        start += 1
+
+
+def _pass_over_or_raise(error: Exception, start: int, retry: RetryConfig | None) -> None:
+    """Return if Ray Train's controller fell over a worker that died, which it does not retry.
+
+    It sees to workers that die while they train. One that dies while the others are being started
+    ends the controller itself.
+
+    Raises:
+        TaskFailedError, WorkerLostError: the gang is not started again.
+    """
+    cause = error.controller_failure if isinstance(error, ControllerError) else error
+    if isinstance(cause, TaskFailedError | WorkerLostError):
+        raise cause from error
+    lost = WorkerLostError(f"{type(cause).__name__}: {_first_line(cause)}")
+    is_worker = cause is not error and isinstance(cause, RayActorError)
+    if retry is None or not is_worker:
+        raise lost from error
+    match failures.decide(lost, attempt=start, retry=retry):
+        case Retry():
+            logger.warning("the gang could not be started: %s; starting it again", lost)
+        case GiveUp():
+            raise lost from error
 
 
 def _scaling(gang: GangConfig) -> ScalingConfig:
