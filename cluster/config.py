@@ -151,6 +151,10 @@ class ClusterConfig(Schema):
     steps: dict[str, StepConfig] = {}
     """Time limits and retries by the step's name, as `pretune plan` shows it."""
 
+    wait_for_nodes_s: Annotated[float, Field(ge=0.0)] = 0.0
+    """Seconds that a run waits for nodes when the cluster is too small for it, as one that grows
+    may be; with none it fails at once."""
+
     lease_s: PositiveFloat = 60.0
     """Without a sign of life for so long, another run takes a step over."""
 

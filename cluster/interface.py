@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from cluster.config import GangConfig, SearchConfig, TrialConfig, WorkerConfig
 from cluster.space import Point
@@ -40,12 +40,33 @@ class TaskFailedError(RuntimeError):
         return cls(type(error).__name__, lines[0])
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What the whole cluster holds."""
+class NodeCapacity(NamedTuple):
+    """What one node holds."""
 
     cpus: float
     gpus: float
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster holds, node by node: a worker runs on one."""
+
+    nodes: tuple[NodeCapacity, ...]
+
+    @classmethod
+    def of(cls, *nodes: tuple[float, float]) -> "Capacity":
+        """CPUs and GPUs of each node."""
+        return cls(tuple(NodeCapacity(*node) for node in nodes))
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.gpus for node in self.nodes)
 
 
 @dataclass(frozen=True)
@@ -180,6 +201,9 @@ class Cluster(Protocol):
 
     def capacity(self) -> Capacity:
         """What the whole cluster holds, in use or not."""
+
+    def expect(self, bundles: Sequence[Mapping[str, float]]) -> None:
+        """Tell what will be needed soon, so that nodes come; each call replaces what was told."""
 
     def submit(
         self,

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,10 @@ class LocalCluster:
 
     def capacity(self) -> Capacity:
         """This machine's cores."""
-        return Capacity(cpus=os.cpu_count() or 1, gpus=0)
+        return Capacity.of((os.cpu_count() or 1, 0))
+
+    def expect(self, bundles: Sequence[Mapping[str, float]]) -> None:
+        """This machine does not grow."""
 
     def submit(
         self,

@@ -9,11 +9,12 @@ import socket
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -66,9 +67,13 @@ class RayCluster:
         self._retry = retry
 
     def capacity(self) -> Capacity:
-        """What all live nodes hold together."""
-        total = ray.cluster_resources()
-        return Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+        """What each live node holds."""
+        held = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return Capacity.of(*((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in held))
+
+    def expect(self, bundles: Sequence[Mapping[str, float]]) -> None:
+        """Ray's autoscaler keeps room for them until it is told of others; none has no effect."""
+        request_resources(bundles=[dict(bundle) for bundle in bundles])
 
     def submit(
         self,

@@ -1,9 +1,8 @@
 """The command `pretune`. Loads no heavy library until a pipeline really runs."""
 
 import sys
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.config import POPULATION
-from workflows import history, session
+from workflows import session
 from workflows.cli_models import models
 from workflows.cli_predict import predict
 from workflows.cli_pretrain import verify_resume
 from workflows.cli_run import end_by_failures, run_until_it_ends
+from workflows.cli_runs import list_runs, logs, status, stop
+from workflows.cli_submit import submit
 from workflows.config import ConfigError, PipelineConfig, load_config
 from workflows.console import (
     STORAGE,
@@ -30,12 +31,11 @@ from workflows.console import (
     table_of,
     usage_error,
 )
-from workflows.execution import RunPaths
 from workflows.models import ModelStoreError
 from workflows.planning import Selection, UnknownStepError
-from workflows.progress import RunView, clock
 from workflows.session import Session
 from workflows.storage import Storage, StorageError
+from workflows.submission import check_run_id
 from workflows.suggestions import suggestion
 
 app = typer.Typer(
@@ -47,6 +47,11 @@ app = typer.Typer(
 app.add_typer(models, name="models")
 app.command()(predict)
 app.command()(verify_resume)
+app.command()(submit)
+app.command()(status)
+app.command()(logs)
+app.command()(stop)
+app.command("list")(list_runs)
 
 Only = Annotated[
     list[str] | None, typer.Option("--only", metavar="STEP", help="Run this step and no other.")
@@ -133,6 +138,10 @@ def run(
             "--fail-fast/--keep-going", help="End at the first failure, or run what it spares."
         ),
     ] = False,
+    run_id: Annotated[
+        str | None,
+        typer.Option(envvar="PRETUNE_RUN_ID", help="Name of the run; one that is there goes on."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline; what is done already is reused, what was interrupted goes on.
@@ -142,7 +151,9 @@ def run(
 
     Example: `pretune run examples/demo.yaml`
     """
-    opened = _open(pipeline, overrides)
+    if run_id is not None:
+        check_run_id(run_id)
+    opened = _open(pipeline, overrides, run_id)
     _run_to_the_end(opened, _selection(only, from_, force), fail_fast=fail_fast, as_json=as_json)
 
 
@@ -218,7 +229,8 @@ def _run_to_the_end(
     if as_json:
         print_json(summary)
     else:
-        session.print_summary(out, summary)
+        for line in session.summary_lines(summary):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
     end_by_failures(result)
 
 
@@ -247,44 +259,6 @@ def adopt(
         raise usage_error(str(error)) from None
     size = sum(file["size"] for file in record.files.values())
     out.print(f"{step}: took in {len(record.files)} files, {size:,} bytes", highlight=False)
-
-
-@app.command()
-def status(
-    run_id: Annotated[str | None, typer.Argument(help="A run; the newest where absent.")] = None,
-    storage: StorageOption = STORAGE,
-    as_json: AsJson = False,
-) -> None:
-    """Show how far a run is, from the storage alone.
-
-    Example: `pretune status tweets-20261122-143000-1a2b --storage ./pretune-data`
-    """
-    paths = _run(run_id, storage)
-    view = history.view(paths)
-    if as_json:
-        last = view.last_event_at
-        print_json({"run": paths.run_id, "last_event_at": last, "steps": _states(view)})
-    else:
-        age = "" if view.last_event_at is None else clock(time.time() - view.last_event_at)
-        out.print(f"{paths.run_id}{age and f', last event {age} ago'}", highlight=False)
-        out.print(view.table())
-
-
-@app.command()
-def stop(
-    run_id: Annotated[str | None, typer.Argument(help="A run; the newest where absent.")] = None,
-    storage: StorageOption = STORAGE,
-) -> None:
-    """Ask a run to end: pretraining saves a checkpoint, claims are released.
-
-    Works from any machine that sees the storage. The run sees it within seconds; the same `run`
-    command goes on later.
-
-    Example: `pretune stop tweets-20261122-143000-1a2b --storage ./pretune-data`
-    """
-    paths = _run(run_id, storage)
-    paths.storage.write(paths.stop, b"")
-    out.print(f"asked {paths.run_id} to end", highlight=False)
 
 
 @app.command()
@@ -330,30 +304,12 @@ def main() -> None:
         sys.exit(USAGE)
 
 
-def _open(pipeline: Path, overrides: list[str] | None) -> Session:
+def _open(pipeline: Path, overrides: list[str] | None, run_id: str | None = None) -> Session:
     config: PipelineConfig = load_config(pipeline, overrides or ())
-    return Session.open(config, pipeline.resolve().parent)
+    return Session.open(config, pipeline.resolve().parent, run_id=run_id)
 
 
 def _selection(
     only: list[str] | None, from_: list[str] | None, force: list[str] | None
 ) -> Selection:
     return Selection(frozenset(only or ()), frozenset(from_ or ()), frozenset(force or ()))
-
-
-def _run(run_id: str | None, storage: str) -> RunPaths:
-    """A run of a storage; the newest where none is named."""
-    where = Storage.at(storage)
-    runs = history.run_ids(where)
-    if not runs:
-        raise usage_error(f"no runs in {storage}; give --storage")
-    if run_id is not None and run_id not in runs:
-        raise usage_error(f"no run {run_id!r} in {storage}; the newest is {runs[-1]}")
-    return RunPaths(where, run_id or runs[-1])
-
-
-def _states(view: RunView) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"state": step.state, "elapsed_s": step.elapsed_s, **step.facts}
-        for name, step in view.steps.items()
-    }

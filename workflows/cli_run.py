@@ -10,8 +10,8 @@ from rich.console import Console
 from cluster.capacity import CapacityError
 from cluster.interface import UnreachableError
 from workflows.console import FAILED, RESUME_ME, STOPPED, USAGE, err, out, usage_error
-from workflows.planning import AVAILABLE, Selection
-from workflows.runner import RunResult
+from workflows.planning import Selection
+from workflows.run_result import RunResult
 from workflows.session import Session
 
 
@@ -31,33 +31,24 @@ def run_until_it_ends(
     except (CapacityError, UnreachableError) as error:
         raise usage_error(str(error)) from None
     except KeyboardInterrupt:
-        result = None
-    if result is None or result.is_stopped:
-        for name, said in (result.stopped if result else {}).items():
-            err.print(f"{name}: {said}", markup=False, highlight=False, soft_wrap=True)
-        err.print("stopped; what was finished is kept, run the same command to go on")
+        result = RunResult({}, is_stopped=True)
+    if result.is_stopped:
+        _print_told(result)
         raise typer.Exit(RESUME_ME if terminated.is_given else STOPPED)
     return result
 
 
 def end_by_failures(result: RunResult) -> None:
     """Tell what failed, and exit with a code that says so."""
-    _print_failures(result)
+    _print_told(result)
     if result.failures:
         is_usage = all(failure.is_input_error for failure in result.failures)
         raise typer.Exit(USAGE if is_usage else FAILED)
 
 
-def _print_failures(result: RunResult) -> None:
-    done = sum(state in AVAILABLE for state in result.states.values())
-    for failure in result.failures:
-        err.print(f"[red]failed:[/red] {failure.step}: ", end="")
-        err.print(failure.cause, markup=False, soft_wrap=True)
-        err.print(f"        log: {failure.log}", markup=False, soft_wrap=True)
-        err.print(
-            f"        kept: {done} finished steps{failure.kept}", markup=False, soft_wrap=True
-        )
-        err.print("        next: mend the cause and run the same command again", markup=False)
+def _print_told(result: RunResult) -> None:
+    for line in result.told():
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-FAILED, USAGE, STOPPED, RESUME_ME = 1, 2, 4, 75
+FAILED, USAGE, NOT_ADMITTED, STOPPED, CONTACT_LOST, RESUME_ME = 1, 2, 3, 4, 5, 75
 """Exit codes. The last is EX_TEMPFAIL of sysexits.h: a scheduler ended the run, start it again."""
 
 STORAGE = "./pretune-data"

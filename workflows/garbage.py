@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from workflows import storage
 from workflows.artifacts import ARTIFACTS, WORK, attempts_folder
-from workflows.history import head, run_ids
+from workflows.history import head, runs
 from workflows.leases import Owner, Watch
 from workflows.ledger import Claim, Ledger, Position, Record, stem_of
 from workflows.models import MODELS, ModelStore
@@ -143,17 +143,17 @@ class Collector:
     def _runs(self, live: set[str]) -> tuple[list[str], list[str]]:
         """Runs to keep and runs to remove."""
         by_pipeline: dict[str, list[str]] = {}
-        for run in run_ids(self._storage):
-            by_pipeline.setdefault(run.rsplit("-", 3)[0], []).append(run)
+        for run in runs(self._storage):
+            by_pipeline.setdefault(run.pipeline, []).append(run.run_id)
         kept, old = [], []
-        for runs in by_pipeline.values():
-            newest = set(runs[-self._keep_runs :]) | live
-            kept += [run for run in runs if run in newest]
-            old += [run for run in runs if run not in newest]
+        for names in by_pipeline.values():
+            newest = set(names[-self._keep_runs :]) | live
+            kept += [run for run in names if run in newest]
+            old += [run for run in names if run not in newest]
         return kept, old
 
-    def _reached(self, runs: Sequence[str]) -> set[tuple[str, str]]:
-        heads = [found for run in runs if (found := head(self._storage, run)) is not None]
+    def _reached(self, kept: Sequence[str]) -> set[tuple[str, str]]:
+        heads = [found for run in kept if (found := head(self._storage, run)) is not None]
         reached = {
             (kind, stem_of(fingerprint))
             for found in heads

@@ -10,6 +10,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
+from workflows import history
 from workflows.artifacts import output_name
 from workflows.ledger import Record
 from workflows.storage import Storage, scheme_of
@@ -52,9 +53,9 @@ class MirroredRuns:
 
     def find_or_make(self, run_id: str) -> str:
         """MLflow's id of a pipeline's run."""
-        pipeline, day, clock, _ = run_id.rsplit("-", 3)
-        begun = datetime.strptime(f"{day}{clock}", "%Y%m%d%H%M%S").replace(tzinfo=UTC)
-        return self.find_or_make_named(run_id, pipeline, begun)
+        run = history.name_of(self._where, run_id)
+        begun = datetime.strptime(run.started, history.STAMP).replace(tzinfo=UTC)
+        return self.find_or_make_named(run_id, run.pipeline, begun)
 
     def find_or_make_named(self, name: str, pipeline: str, begun: datetime) -> str:
         """MLflow's id of a run that is in no other, found by its name in the tag `pretune.run`."""

@@ -22,6 +22,9 @@ _MARKS = {
 }
 _LINE_EVERY_S = 15.0
 
+SUCCEEDED, FAILED, STOPPED = "succeeded", "failed", "stopped"
+"""How a run ends."""
+
 
 @dataclass
 class StepView:
@@ -50,10 +53,16 @@ class RunView:
         self.steps: dict[str, StepView] = {name: StepView() for name in steps}
         self.last_event_at: float | None = None
         """By the clock of whoever wrote it, in seconds since 1970."""
+        self.outcome: str | None = None
+        """How the run ended; None while it goes on, or where its driver was killed."""
+        self.said: list[str] = []
+        """The lines that it ended with."""
 
     def take(self, event: Event) -> None:
         """Add one event."""
         self.last_event_at = event["time"]
+        if event["event"] == "run":
+            self.outcome, self.said = event["outcome"], event["said"]
         name = event.get("step")
         if name is None:
             return

@@ -5,7 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from cluster import failures
 from cluster.failures import GiveUp, Retry
@@ -24,6 +24,7 @@ from workflows.journal import Journal
 from workflows.leases import Watch
 from workflows.ledger import Claim, Position, Record, Release, stem_of
 from workflows.planning import AVAILABLE, ENDED, Plan, State
+from workflows.run_result import Failure, RunResult
 from workflows.steps import Step
 
 logger = logging.getLogger(__name__)
@@ -42,30 +43,6 @@ _TOLD_AS_THEY_ARE = _INPUT_ERRORS | {
 }
 # Kinds whose stage looks at the stop notice and saves its state before it ends.
 _HEED_STOP = {"pretrain"}
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A step that failed, for a person."""
-
-    step: str
-    cause: str
-    log: str
-    """Path or URL."""
-    is_input_error: bool
-    kept: str = ""
-    """What of the step itself a further run goes on from, as the end of a sentence."""
-
-
-@dataclass
-class RunResult:
-    """How a run ended."""
-
-    states: dict[str, State]
-    failures: list[Failure] = field(default_factory=list)
-    is_stopped: bool = False
-    stopped: dict[str, str] = field(default_factory=dict)
-    """What steps said that were under way when the run was stopped, by name."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A pipeline opened: its steps, its storage; planned, run, summed up. What the CLI calls."""
 
 import json
-import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,19 +9,19 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster import capacity
 from cluster.interface import Cluster
-from workflows import family, outside, planning, probe, runner, shares
+from workflows import family, history, outside, planning, probe, progress, runner, shares
 from workflows.artifacts import Artifacts
-from workflows.config import PipelineConfig, as_yaml
+from workflows.config import ConfigError, PipelineConfig, as_yaml
+from workflows.demand import Demand
 from workflows.execution import RunContext, RunPaths, tracking_uri, without_secrets
-from workflows.history import PIPELINE, PLAN, commit_of
+from workflows.history import PIPELINE, PLAN, STAMP, commit_of
 from workflows.journal import DRIVER, Journal, Tail
 from workflows.models import ModelStore
 from workflows.pipeline import PromoteBaseSpec, PromoteSpec, build_steps
 from workflows.planning import Plan, Selection
 from workflows.progress import LiveView
-from workflows.runner import RunResult
+from workflows.run_result import RunResult
 from workflows.steps import PROMOTING, Step, StepRef
 from workflows.storage import Storage
 
@@ -39,17 +39,28 @@ class Session:
     paths: RunPaths
 
     @classmethod
-    def open(cls, config: PipelineConfig, base: Path, *, probes: bool = False) -> "Session":
+    def open(
+        cls,
+        config: PipelineConfig,
+        base: Path,
+        *,
+        probes: bool = False,
+        run_id: str | None = None,
+    ) -> "Session":
         """Look at the data and build the steps, with probes where asked for; writes nothing.
 
+        A run that was there under this name is gone on with.
+
         Raises:
-            ConfigError: the data is not what the file says.
+            ConfigError: the data is not what the file says, or the run was about other steps.
             StorageError: the storage's client is not installed.
         """
         steps = build_steps(config, outside.inspect(config, base), probes=probes)
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        run_id = f"{config.name}-{stamp}-{uuid.uuid4().hex[:4]}"
-        return cls(config, base, steps, RunPaths(Storage.at(config.storage), run_id))
+        name = run_id or history.new_run_id(config.name)
+        opened = cls(config, base, steps, RunPaths(Storage.at(config.storage), name))
+        if run_id is not None:
+            opened.check_name()
+        return opened
 
     @property
     def artifacts(self) -> Artifacts:
@@ -79,25 +90,39 @@ class Session:
         console.print(f"run {self.paths.run_id}", highlight=False)
         with connect(self.config.cluster) as cluster:
             own = {name: step.resources for name, step in self.config.steps.items()}
-            capacity.check(self.config.cluster, cluster.capacity(), own)
-            probe.check(self.paths.storage, cluster)
-            self.write_head(plan)
-            where = self.paths.storage
-            tail = Tail(where, self.paths.events)
-            names = [step.name for step in self.steps]
-            every_s = 0.0 if where.is_local else _LISTING_EVERY_S
-            with LiveView(console, tail, names, every_s=every_s) as live:
-                result = runner.run(
-                    self.steps,
-                    plan,
-                    self.context(cluster),
-                    self.journal,
-                    fail_fast=fail_fast,
-                    tick=live.tick,
-                )
+            demand = Demand(cluster, self.config.cluster, self.steps, own)
+            try:
+                demand.wait(lambda line: console.print(line, markup=False, soft_wrap=True))
+                probe.check(self.paths.storage, cluster)
+                self.write_head(plan)
+                result = self._run(console, plan, cluster, demand, fail_fast=fail_fast)
+            finally:
+                demand.release()
         # Of steps that another run did meanwhile, no step of this one knew.
         self.paths.family(self._judging).settle(run=self.paths.run_id)
+        outcome = progress.FAILED if result.failures else progress.SUCCEEDED
+        ended = progress.STOPPED if result.is_stopped else outcome
+        self.write_end(ended, [*result.told(), *summary_lines(self.summary(result))])
         return result
+
+    def _run(
+        self, console: Console, plan: Plan, cluster: Cluster, demand: Demand, *, fail_fast: bool
+    ) -> RunResult:
+        names = [step.name for step in self.steps]
+        with live_view(console, self.paths, names) as live:
+
+            def tick() -> None:
+                live.tick()
+                demand.look({name: step.state for name, step in live.view.steps.items()})
+
+            try:
+                context = self.context(cluster)
+                return runner.run(
+                    self.steps, plan, context, self.journal, fail_fast=fail_fast, tick=tick
+                )
+            except KeyboardInterrupt:
+                self.write_end(progress.STOPPED, [])
+                raise
 
     def context(self, cluster: Cluster) -> RunContext:
         """What the steps of this run share."""
@@ -120,22 +145,48 @@ class Session:
         """Where the driver writes what happens."""
         return Journal(self.paths.storage, self.paths.events, DRIVER)
 
+    def check_name(self) -> None:
+        """Whether the run may have the name that was asked for.
+
+        Raises:
+            ConfigError: there is a run of this name, and it was about other steps.
+        """
+        found = history.head(self.paths.storage, self.paths.run_id)
+        own = {step.name: (step.kind, step.fingerprint) for step in self.steps}
+        if found is not None and found.steps != own:
+            names = sorted(name for name in own if found.steps.get(name) != own[name])
+            other = f"there {names[0]} was another" if names else "it had more steps"
+            raise ConfigError(
+                f"{self.paths.run_id}: there is a run of this name, and {other}; give another "
+                "--run-id, or none"
+            )
+
     def write_head(self, plan: Plan) -> None:
-        """What the run is about, before its first step."""
+        """What the run is about, before its first step; of one that goes on, it is there."""
         where, directory = self.paths.storage, self.paths.directory
-        where.create(f"{directory}/{PIPELINE}", as_yaml(self.config).encode())
-        steps = {step.name: [step.kind, step.fingerprint] for step in self.steps}
-        head = {
-            "schema_version": 2,
-            "pipeline": self.config.name,
-            "steps": steps,
-            "folder": str(self.base),
-            "commit": commit_of(self.base),
-        }
-        where.create(f"{directory}/{PLAN}", json.dumps(head).encode())
+        if history.head(where, self.paths.run_id) is None:
+            where.write(f"{directory}/{PIPELINE}", as_yaml(self.config).encode())
+            steps = {step.name: [step.kind, step.fingerprint] for step in self.steps}
+            head = {
+                "schema_version": 3,
+                "pipeline": self.config.name,
+                "started": datetime.now(UTC).strftime(STAMP),
+                "steps": steps,
+                "folder": str(self.base),
+                "commit": commit_of(self.base),
+            }
+            where.create(f"{directory}/{PLAN}", json.dumps(head).encode())
+        where.delete(self.paths.stop)
         journal = self.journal
+        journal.append("run", outcome=None, said=[])
         for name, state in plan.states.items():
             journal.append("step", step=name, state=state)
+        journal.flush()
+
+    def write_end(self, outcome: str, said: list[str]) -> None:
+        """How the run ended, for those who look at the storage."""
+        journal = self.journal
+        journal.append("run", outcome=outcome, said=said)
         journal.flush()
 
     def summary(self, result: RunResult) -> dict[str, Any]:
@@ -184,14 +235,22 @@ class Session:
         return str(self.artifacts.output(record) / "report.html")
 
 
-def print_summary(console: Console, summary: dict[str, Any]) -> None:
+def live_view(console: Console, paths: RunPaths, names: Iterable[str]) -> LiveView:
+    """Shows how far a run is, from its journal; an object store is listed every now and then."""
+    every_s = 0.0 if paths.storage.is_local else _LISTING_EVERY_S
+    return LiveView(console, Tail(paths.storage, paths.events), names, every_s=every_s)
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The last lines of a run."""
     states = list(summary["states"].values())
-    reused, done = states.count("reused"), states.count("done")
-    console.print(f"{done} steps done, {reused} reused")
-    for facts in summary["promotions"].values():
-        line = f"{facts['model']} {facts['outcome']}: {facts['reason']}"
-        console.print(line, highlight=False, soft_wrap=True)
-    for name in ("report", "models", "mlflow"):
-        if summary[name]:
-            console.print(f"{name + ':':8} {summary[name]}", highlight=False, soft_wrap=True)
+    promotions = summary["promotions"].values()
+    return [
+        f"{states.count('done')} steps done, {states.count('reused')} reused",
+        *(f"{facts['model']} {facts['outcome']}: {facts['reason']}" for facts in promotions),
+        *(
+            f"{name + ':':8} {summary[name]}"
+            for name in ("report", "models", "mlflow")
+            if summary[name]
+        ),
+    ]

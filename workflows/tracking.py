@@ -75,8 +75,9 @@ def sync(uri: str, where: Storage) -> Written:
     """
     ledger = Ledger(where)
     with _mirror(uri, where) as (runs, models):
-        for run_id in history.run_ids(where):
-            runs.find_or_make(run_id)
+        for run in history.runs(where):
+            if run.started:  # else it was killed before it wrote what it is about
+                runs.find_or_make(run.run_id)
         runs.take(record for kind in TOLD for record in ledger.commits(kind))
         for name in ModelStore(where).names():
             models.take(name)

@@ -39,9 +39,9 @@ def test_wrong_workers_are_told_once(workers: Any, told: str) -> None:
 
 def test_the_fewest_workers_must_fit_and_no_more() -> None:
     config = ClusterConfig(pretrain=GangConfig(workers=WorkerRange(min=2, max=64)))
-    check(config, Capacity(2, 0), {})
+    check(config, Capacity.of((2, 0)), {})
     with pytest.raises(CapacityError, match=r"2 workers .* lower cluster\.pretrain\.workers"):
-        check(config, Capacity(1, 0), {})
+        check(config, Capacity.of((1, 0)), {})
 
 
 @pytest.mark.parametrize("attempt", [1, 3, 99])

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import requests
 from processes import wait_for
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -20,12 +21,24 @@ SETTINGS = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_AUTO_CONNECT": "0"}
 """For the nodes, and for those who talk to them."""
 
 
+DASHBOARD_PORT = 8366
+URL = f"http://{HOST}:{DASHBOARD_PORT}"
+
+
+def with_token(token: str) -> dict[str, str]:
+    """Settings of nodes that ask for a token, and that find `pretune` to be submitted to."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PATH": path}
+
+
 class Nodes:
     """Ray nodes, started by `ray start` and ended by their process numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        """With settings of all nodes, the head has a dashboard."""
         self._folder = Path(f"/tmp/nodes-{os.getpid()}")  # socket paths must be short
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._settings = settings
 
     def __enter__(self) -> Self:
         return self
@@ -51,7 +64,8 @@ class Nodes:
         """Start a node, the first as the head, through another command where one is given."""
         head = [
             *("--head", f"--port={PORT}", f"--temp-dir={self._folder}"),
-            *("--include-dashboard=false", f"--node-ip-address={HOST}"),
+            *(f"--include-dashboard={str(bool(self._settings)).lower()}",),
+            *(f"--dashboard-port={DASHBOARD_PORT}", f"--node-ip-address={HOST}"),
         ]
         joining = [f"--address={ADDRESS}", f"--node-ip-address={HOST}"]
         command = [
@@ -60,13 +74,24 @@ class Nodes:
         ]
         log = Path(f"{self._folder}.{len(self._processes)}.log")
         with log.open("wb") as output:
-            environment = os.environ | SETTINGS | dict(settings or {})
+            own = SETTINGS | dict(self._settings or {}) | dict(settings or {})
+            environment = os.environ | own
             process = subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT
             )
         self._processes.append(process)
-        wait_for(_answers, timeout_s=60)
+        wait_for(self._is_there if self._settings else _answers, timeout_s=60)
         log.unlink()
+
+    def _is_there(self) -> bool:
+        """Whether the dashboard knows of all nodes."""
+        assert self._settings is not None
+        headers = {"Authorization": f"Bearer {self._settings['RAY_AUTH_TOKEN']}"}
+        try:
+            answer = requests.get(f"{URL}/nodes?view=summary", headers=headers, timeout=5)
+            return len(answer.json()["data"]["summary"]) == len(self._processes)
+        except (requests.RequestException, KeyError):
+            return False
 
 
 def _answers() -> bool:

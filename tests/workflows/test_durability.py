@@ -16,7 +16,7 @@ from workflows.execution import RunContext
 from workflows.journal import Journal, read
 from workflows.ledger import Ledger, Position, Release, stem_of
 from workflows.planning import Selection, State
-from workflows.runner import RunResult
+from workflows.run_result import RunResult
 from workflows.steps import Step
 from workflows.storage import Storage, StorageError
 

@@ -17,7 +17,7 @@ from workflows.artifacts import Artifacts
 from workflows.journal import Journal, read
 from workflows.ledger import Claim, Position, Release
 from workflows.planning import State
-from workflows.runner import RunResult
+from workflows.run_result import RunResult
 from workflows.steps import Step
 from workflows.storage import Storage
 

@@ -18,7 +18,7 @@ from workflows.execution import Computed
 from workflows.journal import read
 from workflows.ledger import stem_of
 from workflows.planning import State
-from workflows.runner import RunResult
+from workflows.run_result import RunResult
 from workflows.session import Session
 from workflows.steps import Step
 

@@ -19,7 +19,7 @@ class GrowingCluster(LocalCluster):
     cpus = 8
 
     def capacity(self) -> Capacity:
-        return Capacity(cpus=self.cpus, gpus=0)
+        return Capacity.of((self.cpus, 0))
 
 
 class Run:

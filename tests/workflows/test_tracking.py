@@ -30,7 +30,7 @@ from workflows.execution import RunPaths, StageContext, tracking_uri, without_se
 from workflows.ledger import Position, Record
 from workflows.models import ModelStore, Version
 from workflows.planning import State
-from workflows.runner import RunResult
+from workflows.run_result import RunResult
 from workflows.session import Session
 from workflows.steps import Step
 from workflows.storage import Storage

@@ -1,0 +1,168 @@
+"""Following a run whose cluster answers, falls silent, forgets; with a clock of our own."""
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster.remote import ContactError, RemoteState, RemoteStatus
+from workflows.execution import RunPaths
+from workflows.following import Follower, exit_code
+from workflows.journal import DRIVER, Journal
+from workflows.storage import Storage
+
+PENDING = RemoteStatus(RemoteState.PENDING, "waits for a node")
+RUNNING = RemoteStatus(RemoteState.RUNNING)
+DONE = RemoteStatus(RemoteState.SUCCEEDED, "fine", 0)
+SILENT = ContactError("http://head:8265 does not answer")
+
+Answer = RemoteStatus | Exception | None
+
+
+@dataclass
+class Scripted:
+    """A cluster that gives its answers one a second, the last one for good."""
+
+    answers: Iterable[Answer]
+    logs: Iterable[str | Exception] = ("",)
+    was_stopped: bool = False
+    now: float = 0.0
+    _answers: Iterator[Answer] = field(init=False)
+    _logs: Iterator[str | Exception] = field(init=False)
+    _answer: Answer = None
+    _log: str | Exception = ""
+
+    def __post_init__(self) -> None:
+        self._answers, self._logs = iter(self.answers), iter(self.logs)
+
+    def status(self) -> RemoteStatus | None:
+        self._answer = next(self._answers, self._answer)
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    def log(self) -> str:
+        self._log = next(self._logs, self._log)
+        if isinstance(self._log, Exception):
+            raise self._log
+        return self._log
+
+    def stop(self) -> None:
+        self.was_stopped = True
+
+
+def follow(remote: Scripted, paths: RunPaths | None = None, **more: float) -> tuple[int, str]:
+    def sleep(seconds: float) -> None:
+        remote.now += seconds
+
+    file = io.StringIO()
+    console = Console(file=file, width=200)
+    follower = Follower(remote, paths, console, clock=lambda: remote.now, sleep=sleep, **more)
+    return follower.follow(), file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (DONE, 0),
+        (RemoteStatus(RemoteState.FAILED, "", 1), 1),
+        (RemoteStatus(RemoteState.FAILED, "the node died"), 1),
+        (RemoteStatus(RemoteState.FAILED, "", 127), 1),
+        (RemoteStatus(RemoteState.FAILED, "", 2), 2),
+        (RemoteStatus(RemoteState.FAILED, "", 4), 4),
+        (RemoteStatus(RemoteState.FAILED, "", 75), 4),
+        (RemoteStatus(RemoteState.STOPPED, ""), 4),
+    ],
+)
+def test_exit_codes(status: RemoteStatus, code: int) -> None:
+    assert exit_code(status) == code
+
+
+def test_why_it_waits_is_told_once() -> None:
+    code, told = follow(Scripted([PENDING] * 5 + [RUNNING, DONE]))
+    assert code == 0
+    assert told.count("waiting: waits for a node") == 1
+
+
+def test_what_is_not_admitted_in_time_is_withdrawn() -> None:
+    remote = Scripted([PENDING])
+    code, told = follow(remote, pending_timeout_s=60)
+    assert code == 3
+    assert remote.was_stopped
+    assert "not begun within 60 s, and withdrawn: waits for a node" in told
+    assert 60 < remote.now < 65
+
+
+def test_the_log_has_no_gaps_and_no_doubles_when_contact_is_lost_for_a_while() -> None:
+    logs = ["a\n", SILENT, "a\nb\n", "a\nb\n", SILENT, "a\nb\nc\n"]
+    remote = Scripted([*[RUNNING] * 8, *[SILENT] * 100, *[RUNNING] * 30, DONE], logs)
+    code, told = follow(remote)
+    assert code == 0
+    assert [line for line in told.splitlines() if len(line) == 1] == ["a", "b", "c"]
+    assert told.count("does not answer; trying again") == 1
+
+
+def run_in(folder: Path, *, outcome: str | None = None) -> RunPaths:
+    paths = RunPaths(Storage.at(folder), "nightly")
+    head = {"pipeline": "t", "started": "20260101-000000", "steps": {"pretrain": ["pretrain", "f"]}}
+    paths.storage.write("runs/nightly/plan.json", json.dumps(head).encode())
+    journal = Journal(paths.storage, paths.events, DRIVER)
+    journal.append("run", outcome=None, said=[])
+    journal.append("step", step="pretrain", state="running")
+    if outcome:
+        journal.append("step", step="pretrain", state="done", facts={"loss": 1})
+        journal.append("run", outcome=outcome, said=["1 steps done", "report: /x"])
+    return paths
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("succeeded", 0), ("failed", 1), ("stopped", 4)])
+@pytest.mark.parametrize("answer", [None, SILENT])
+def test_the_storage_tells_how_it_ended_when_the_cluster_is_gone(
+    tmp_path: Path, outcome: str, code: int, answer: Answer
+) -> None:
+    remote = Scripted([RUNNING, answer])
+    found, told = follow(remote, run_in(tmp_path, outcome=outcome))
+    assert found == code
+    assert "report: /x" in told
+    assert remote.now > 300 or answer is None
+
+
+@pytest.mark.parametrize("answer", [None, SILENT])
+def test_nobody_knows(tmp_path: Path, answer: Answer) -> None:
+    for paths in (None, run_in(tmp_path)):
+        code, told = follow(Scripted([RUNNING, answer]), paths)
+        assert code == 5
+        assert "contact lost" in told
+
+
+def test_the_view_is_drawn_from_the_journal_and_the_log_is_not_repeated(tmp_path: Path) -> None:
+    paths = run_in(tmp_path, outcome="succeeded")
+    code, told = follow(Scripted([RUNNING, RUNNING, DONE], ["from the log"]), paths)
+    assert code == 0
+    lines = told.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines[:2]] == [
+        "pretrain: running",
+        "pretrain: done loss 1",
+    ]
+    assert lines[2:] == ["1 steps done", "report: /x"]
+
+
+def test_a_driver_that_died_before_it_said_anything_shows_its_log(tmp_path: Path) -> None:
+    paths = RunPaths(Storage.at(tmp_path), "nightly")
+    failed = RemoteStatus(RemoteState.FAILED, "its command ended with exit code 2", 2)
+    code, told = follow(Scripted([RUNNING, failed], ["tone.csv: no such file\n"]), paths)
+    assert code == 2
+    assert told.splitlines()[0] == "tone.csv: no such file"
+
+
+def test_another_storage_of_the_same_name_hides_nothing(tmp_path: Path) -> None:
+    """Where no run appears in the storage that is seen from here, the log is shown."""
+    paths = RunPaths(Storage.at(tmp_path), "nightly")
+    remote = Scripted([*[RUNNING] * 100, DONE], ["line\n"])
+    code, told = follow(remote, paths)
+    assert code == 0
+    assert told.count("line") == 1

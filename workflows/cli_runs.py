@@ -1,0 +1,223 @@
+"""The verbs about runs that were begun, here or on another cluster."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cluster.remote import RemoteRun, RemoteStatus
+from workflows import history, submission
+from workflows.cli_submit import (
+    Address,
+    TokenFile,
+    follow_or_leave,
+    jobs_at,
+    refusals_told,
+)
+from workflows.console import (
+    STORAGE,
+    AsJson,
+    StorageOption,
+    err,
+    out,
+    print_json,
+    table_of,
+    usage_error,
+)
+from workflows.execution import RunPaths
+from workflows.following import OUTCOMES, Follower
+from workflows.progress import RunView, clock
+from workflows.session import live_view
+from workflows.storage import Storage
+
+RunId = Annotated[str | None, typer.Argument(help="A run; the newest where absent.")]
+
+_POLL_S = 1.0
+_SHOWN_RUNS = 20
+
+
+def status(
+    run_id: RunId = None,
+    storage: StorageOption = STORAGE,
+    address: Address = None,
+    token_file: TokenFile = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow it to its end, with the exit codes of submit.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far a run is, from the storage alone; of a submitted one, what its cluster says.
+
+    Example: `pretune status tweets-20261122-143000-1a2b --storage ./pretune-data`
+    """
+    paths, remote = _found(run_id, storage, address, token_file)
+    if watch:
+        raise typer.Exit(_watch(paths, remote, Console(stderr=True) if as_json else out))
+    said = _asked(remote)
+    view = history.view(paths)
+    if as_json:
+        last, outcome = view.last_event_at, view.outcome
+        facts = {"run": paths.run_id, "outcome": outcome, "last_event_at": last}
+        cluster = {"state": said.state, "message": said.message} if said else None
+        print_json({**facts, "cluster": cluster, "steps": _states(view)})
+        return
+    age = "" if view.last_event_at is None else clock(time.time() - view.last_event_at)
+    ended = f", {view.outcome}" if view.outcome else ""
+    out.print(f"{paths.run_id}{ended}{age and f', last event {age} ago'}", highlight=False)
+    if said is not None:
+        line = f"its cluster says: {said.state}: {said.message}"
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print(view.table())
+
+
+def logs(
+    run_id: RunId = None,
+    step: Annotated[
+        str | None, typer.Argument(help="A step; where absent, the driver of a submitted run.")
+    ] = None,
+    storage: StorageOption = STORAGE,
+    address: Address = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Print what a step logged, or what the driver of a submitted run printed.
+
+    Example: `pretune logs tweets-20261122-143000-1a2b pretrain --storage ./pretune-data`
+    """
+    paths, remote = _found(run_id, storage, address, token_file)
+    if step is None:
+        if remote is None:
+            known = ", ".join(_logs(paths)) or "none"
+            raise usage_error(f"name a step; {paths.run_id} has logs of: {known}")
+        with refusals_told():
+            typer.echo(remote.log(), nl=False)
+        return
+    by_step = _logs(paths)
+    if step not in by_step:
+        known = ", ".join(by_step) or "none"
+        raise usage_error(f"no log of {step!r}; {paths.run_id} has logs of: {known}")
+    for name in by_step[step]:
+        if len(by_step[step]) > 1:
+            typer.echo(f"==> {name}", err=True)
+        typer.echo(paths.storage.read(f"{paths.logs}/{name}").decode(errors="replace"), nl=False)
+
+
+def stop(
+    run_id: RunId = None,
+    storage: StorageOption = STORAGE,
+    address: Address = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Ask a run to end: pretraining saves a checkpoint, claims are released.
+
+    Works from any machine that sees the storage; the run sees it within seconds. Where it is not
+    seen from here, or the run has not begun, its cluster ends it: --address.
+
+    Example: `pretune stop tweets-20261122-143000-1a2b --storage ./pretune-data`
+    """
+    paths, remote = _found(run_id, storage, address, token_file)
+    if history.head(paths.storage, paths.run_id) is not None:
+        paths.storage.write(paths.stop, b"")
+    elif remote is not None:
+        with refusals_told():
+            remote.stop()
+    else:
+        raise usage_error(f"{paths.run_id} has not begun; give the --address it was submitted to")
+    out.print(f"asked {paths.run_id} to end", highlight=False)
+
+
+def list_runs(
+    storage: StorageOption = STORAGE,
+    address: Address = None,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest runs of a storage and how they ended; with --address a cluster's, too.
+
+    Example: `pretune list --storage ./pretune-data`
+    """
+    where = submission.visible(storage)
+    rows: dict[str, dict[str, Any]] = {}
+    for run in (history.runs(where) if where else [])[-_SHOWN_RUNS:]:
+        assert where is not None
+        view = history.view(RunPaths(where, run.run_id), of_driver=True)
+        done = sum(step.state in ("done", "reused") for step in view.steps.values())
+        rows[run.run_id] = {
+            "run": run.run_id,
+            "pipeline": run.pipeline,
+            "started": run.started,
+            "outcome": view.outcome or "",
+            "steps": f"{done}/{len(view.steps)}",
+        }
+    if address is not None:
+        with refusals_told():
+            for job in jobs_at(address, token_file).all():
+                row = rows.setdefault(job["submission_id"], {"run": job["submission_id"]})
+                row["cluster"] = job["status"].lower()
+    if as_json:
+        print_json(list(rows.values()))
+    else:
+        out.print(table_of(list(rows.values())))
+
+
+def _found(
+    run_id: str | None, storage: str, address: str | None, token_file: Path | None
+) -> tuple[RunPaths, RemoteRun | None]:
+    """A run of a storage, the newest where none is named, and what its cluster can be asked."""
+    where = Storage.at(storage)
+    if run_id is None or address is None:
+        runs = history.run_ids(where)
+        if not runs:
+            raise usage_error(f"no runs in {storage}; give --storage")
+        if run_id is not None and run_id not in runs:
+            raise usage_error(f"no run {run_id!r} in {storage}; the newest is {runs[-1]}")
+        run_id = run_id or runs[-1]
+    paths = RunPaths(where, run_id)
+    target = {"address": address} if address else submission.target_of(paths)
+    if target is None:
+        return paths, None
+    return paths, jobs_at(target["address"], token_file).run(run_id)
+
+
+def _asked(remote: RemoteRun | None) -> RemoteStatus | None:
+    """What the cluster says; one that is gone says nothing, and the storage tells enough."""
+    if remote is None:
+        return None
+    try:
+        return remote.status()
+    except (ConnectionError, ValueError) as error:
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return None
+
+
+def _watch(paths: RunPaths, remote: RemoteRun | None, console: Console) -> int:
+    how = f"pretune status {paths.run_id} --watch --storage {paths.storage.root}"
+    if remote is not None:
+        return follow_or_leave(Follower(remote, paths, console), how)
+    found = history.head(paths.storage, paths.run_id)
+    with live_view(console, paths, found.steps if found else ()) as live:
+        while live.view.outcome is None:
+            live.tick()
+            time.sleep(_POLL_S)
+    for line in live.view.said:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return OUTCOMES[live.view.outcome]
+
+
+def _logs(paths: RunPaths) -> dict[str, list[str]]:
+    """Names of the logs by step: its own, and those of its workers, `STEP.*.log`."""
+    head = history.head(paths.storage, paths.run_id)
+    names = sorted(paths.storage.find(paths.logs))
+    found = {
+        step: [name for name in names if name.startswith(f"{step}.")]
+        for step in (head.steps if head else ())
+    }
+    return {step: logs for step, logs in found.items() if logs}
+
+
+def _states(view: RunView) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"state": step.state, "elapsed_s": step.elapsed_s, **step.facts}
+        for name, step in view.steps.items()
+    }
