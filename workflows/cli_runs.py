@@ -13,7 +13,6 @@ from workflows.cli_submit import (
     Address,
     TokenFile,
     follow_or_leave,
-    jobs_at,
     refusals_told,
 )
 from workflows.console import (
@@ -31,6 +30,7 @@ from workflows.following import OUTCOMES, Follower
 from workflows.progress import RunView, clock
 from workflows.session import live_view
 from workflows.storage import Storage
+from workflows.submitting import remote_at, states_at
 
 RunId = Annotated[str | None, typer.Argument(help="A run; the newest where absent.")]
 
@@ -152,9 +152,8 @@ def list_runs(
         }
     if address is not None:
         with refusals_told():
-            for job in jobs_at(address, token_file).all():
-                row = rows.setdefault(job["submission_id"], {"run": job["submission_id"]})
-                row["cluster"] = job["status"].lower()
+            for run_id, state in states_at(address, token_file).items():
+                rows.setdefault(run_id, {"run": run_id})["cluster"] = state
     if as_json:
         print_json(list(rows.values()))
     else:
@@ -174,10 +173,11 @@ def _found(
             raise usage_error(f"no run {run_id!r} in {storage}; the newest is {runs[-1]}")
         run_id = run_id or runs[-1]
     paths = RunPaths(where, run_id)
-    target = {"address": address} if address else submission.target_of(paths)
-    if target is None:
+    known = address or submission.address_of(paths)
+    if known is None:
         return paths, None
-    return paths, jobs_at(target["address"], token_file).run(run_id)
+    with refusals_told():
+        return paths, remote_at(known, run_id, token_file)
 
 
 def _asked(remote: RemoteRun | None) -> RemoteStatus | None:

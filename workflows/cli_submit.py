@@ -1,27 +1,21 @@
 """The verb that sends a pipeline to another cluster."""
 
 import contextlib
-import os
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from cluster import tokens
-from cluster.jobs import Job, Jobs
 from cluster.package import PackageError
 from cluster.remote import ContactError, RefusedError
+from cluster.tokens import TokenError
 from workflows import submission
 from workflows.console import (
     CONTACT_LOST,
     AsJson,
     Overrides,
-    PipelineFile,
     err,
     out,
     print_json,
@@ -29,20 +23,25 @@ from workflows.console import (
 )
 from workflows.execution import RunPaths
 from workflows.following import Follower
-from workflows.submission import Prepared, Wanted
+from workflows.storage import StorageError
+from workflows.submitting import Asked, Concurrency, Sent, SkippedError, to_kube, to_ray
 
 TokenFile = Annotated[
     Path | None,
     typer.Option(help="File of the cluster's token; else what Ray itself would take."),
 ]
 Address = Annotated[
-    str | None, typer.Option(metavar="URL", help="The Ray dashboard, such as http://head:8265.")
+    str | None,
+    typer.Option(
+        metavar="URL", help="The Ray dashboard, such as http://head:8265; or kube://NAMESPACE."
+    ),
 ]
-_ATTEMPTS, _PAUSE_S = 5, 3.0
 
 
 def submit(
-    pipeline: PipelineFile,
+    pipeline: Annotated[
+        Path | None, typer.Argument(help="The pipeline file.", metavar="[PIPELINE.yaml]")
+    ] = None,
     address: Address = None,
     overrides: Overrides = None,
     storage: Annotated[
@@ -69,6 +68,27 @@ def submit(
         typer.Option(metavar="RESOURCE", help="Where the driver runs; on the head when absent."),
     ] = None,
     token_file: TokenFile = None,
+    kube: Annotated[
+        bool, typer.Option("--kube", help="Create a RayJob in Kubernetes instead of --address.")
+    ] = False,
+    template: Annotated[
+        str | None,
+        typer.Option("--from", metavar="raycronjob/NAME", help="Its template, in the cluster."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Its template, as a file.")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(help="Of Kubernetes.")] = None,
+    context: Annotated[str | None, typer.Option(help="Of kubectl.")] = None,
+    image: Annotated[str | None, typer.Option(help="Of the Ray containers.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Of Kueue.")] = None,
+    priority: Annotated[str | None, typer.Option(help="WorkloadPriorityClass of Kueue.")] = None,
+    concurrency: Annotated[
+        Concurrency, typer.Option(help="While a run of the template goes on.")
+    ] = Concurrency.ALLOW,
+    keep: Annotated[
+        int | None, typer.Option(min=0, help="Delete finished RayJobs of the template but these.")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--detach", help="Follow the run to its end, or leave it.")
     ] = True,
@@ -80,52 +100,51 @@ def submit(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a pipeline on a Ray cluster that is there; it needs pretune on its nodes.
+    """Run a pipeline on a Ray cluster that is there, or on one that KubeRay makes for it.
 
-    The folder of the file is sent, but for what its ignore files name. A run id that is there
-    already is attached to: the same command twice is one run. Ctrl-C leaves the run alone.
+    With --address the folder of the file is sent, but for what its ignore files name, to a cluster
+    whose nodes have pretune. With --kube a RayJob is created from a template, which says what runs.
 
-    Exit codes: 0 succeeded, 1 failed, 2 cannot be used, 3 not begun in time, 4 stopped, 5 contact
-    lost.
+    A run id that is there already is attached to: the same command twice is one run. Ctrl-C leaves
+    the run alone. Exit codes: 0 succeeded, 1 failed, 2 cannot be used, 3 not begun in time, 4
+    stopped, 5 contact lost.
 
     Example: `pretune submit examples/demo.yaml --address http://head:8265 --storage s3://b/demo`
     """
-    wanted = Wanted(
-        pipeline=pipeline,
-        overrides=overrides or (),
-        run_id=run_id,
-        working_dir=working_dir,
-        in_image=in_image,
-        environment=dict(_variable(one) for one in environment or ()),
-        metadata=dict(_pair(one, "--metadata") for one in metadata or ()),
-        # As little as can be asked for: the node is what is wanted.
-        driver_resources={driver_on: 0.001} if driver_on else {},
-    )
-    if address is None:
-        raise usage_error("--address: where to? Give the URL of a Ray dashboard")
-    with refusals_told(), tempfile.TemporaryDirectory() as scratch:
-        prepared = submission.prepare(wanted, storage, Path(scratch))
-        jobs = Jobs(address, tokens.find(token_file))
-        console = Console(stderr=True) if as_json else out
-        _describe(prepared, err if dry_run else console)
-        if dry_run:
-            print_json(_shown(prepared.job, environment or ()))
-            return
-        _warn_of_versions(jobs)
-        is_new = _sent(jobs, prepared)
-    name, seen = prepared.job.submission_id, submission.visible(prepared.storage)
-    paths = RunPaths(seen, name) if seen else None
-    if paths:
-        submission.note(paths, prepared.pipeline, {"address": jobs.url})
-    console.print(f"run {name} {'submitted' if is_new else 'was there: attached'}", highlight=False)
+    asked = Asked(**locals())
+    console = Console(stderr=True) if as_json else out
+    with refusals_told():
+        sent = to_kube(asked) if kube else to_ray(asked, err if dry_run else console)
+    if sent.remote is None:
+        print_json(sent.plan)
+        return
+    paths = _noted(sent)
+    how_new = "submitted" if sent.is_new else "was there: attached"
+    console.print(f"run {sent.run_id} {how_new}", highlight=False)
     code = 0
     if wait:
-        how = f"pretune status {name} --watch --address {jobs.url} --storage {prepared.storage}"
-        follower = Follower(jobs.run(name), paths, console, pending_timeout)
-        code = follow_or_leave(follower, how)
+        place = f" --storage {sent.storage}" if sent.storage else ""
+        how = f"pretune status {sent.run_id} --watch --address {sent.address}{place}"
+        code = follow_or_leave(Follower(sent.remote, paths, console, pending_timeout), how)
     if as_json:
-        print_json({"run": name, "is_new": is_new, "storage": prepared.storage, "exit_code": code})
+        facts = {"run": sent.run_id, "is_new": sent.is_new, "address": sent.address}
+        print_json({**facts, "storage": sent.storage, "exit_code": code})
     raise typer.Exit(code)
+
+
+def _noted(sent: Sent) -> RunPaths | None:
+    """Where the run will be seen, with a note of where it was submitted to."""
+    seen = submission.visible(sent.storage) if sent.storage else None
+    if seen is None:
+        return None
+    paths = RunPaths(seen, sent.run_id)
+    try:
+        submission.note(paths, sent.pipeline, sent.address)
+    except StorageError as error:  # the cluster's nodes may have credentials that are not here
+        line = f"the storage is not seen from here: {error}; the driver's log is shown instead"
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
+        return None
+    return paths
 
 
 def follow_or_leave(follower: Follower, how: str) -> int:
@@ -144,65 +163,11 @@ def refusals_told() -> Iterator[None]:
     """What a user got wrong about a cluster, as one message."""
     try:
         yield
-    except (RefusedError, PackageError, tokens.TokenError) as error:
+    except (RefusedError, PackageError, TokenError) as error:
         raise usage_error(str(error)) from None
+    except SkippedError as error:
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(0) from None
     except ContactError as error:
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(CONTACT_LOST) from None
-
-
-def jobs_at(address: str, token_file: Path | None) -> Jobs:
-    """The jobs of a cluster that the user named."""
-    try:
-        return Jobs(address, tokens.find(token_file))
-    except ValueError as error:
-        raise usage_error(str(error)) from None
-
-
-def _describe(prepared: Prepared, console: Console) -> None:
-    sent = prepared.job.package
-    if sent is not None:
-        line = f"sending {len(sent.files)} files, {sent.size_bytes:,} bytes"
-        console.print(line, highlight=False)
-
-
-def _shown(job: Job, environment: Sequence[str]) -> dict[str, Any]:
-    """What is sent, without values that were not written in the command: they may be secrets."""
-    taken = {one: "<taken from here>" for one in environment if "=" not in one}
-    return replace(job, environment={**job.environment, **taken}).as_request()
-
-
-def _sent(jobs: Jobs, prepared: Prepared) -> bool:
-    """Submit; an answer that was lost is asked for again, which submits nothing twice."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return jobs.submit(prepared.job)
-        except ContactError:
-            if attempt == _ATTEMPTS:
-                raise
-            time.sleep(_PAUSE_S)
-    raise AssertionError
-
-
-def _warn_of_versions(jobs: Jobs) -> None:
-    from importlib.metadata import version
-
-    there, here = jobs.ray_version(), version("ray")
-    if there != here:
-        err.print(f"the cluster runs Ray {there}, and pretune is tested with {here}", markup=False)
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if separator:
-        return name, value
-    if name not in os.environ:
-        raise usage_error(f"--env {name}: there is no such variable; give {name}=VALUE")
-    return name, os.environ[name]
-
-
-def _pair(text: str, option: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise usage_error(f"{option} {text}: expected KEY=VALUE")
-    return name, value

@@ -49,8 +49,8 @@ class Follower:
     pending_timeout_s: float = float("inf")
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    _shown: int = 0
-    """Characters of the log."""
+    _shown: str = ""
+    """Of the log."""
     _log_at: float = float("-inf")
     _told: str = ""
     _live: LiveView | None = field(default=None)
@@ -117,10 +117,12 @@ class Follower:
         except (ContactError, ValueError) as error:
             self._tell(f"the log cannot be read now: {error}")
             return
-        new = log[self._shown :]
-        self._shown = max(self._shown, len(log))
-        if new:
-            self.console.print(new, end="", markup=False, highlight=False, soft_wrap=True)
+        if self._shown.startswith(log):
+            return  # nothing new, or an answer that is behind
+        # A driver that was started again has a log of its own.
+        new = log.removeprefix(self._shown)
+        self._shown = log
+        self.console.print(new, end="", markup=False, highlight=False, soft_wrap=True)
 
     def _end(self, status: RemoteStatus) -> int:
         code = exit_code(status)

@@ -115,26 +115,24 @@ def visible(storage: str) -> Storage | None:
     return Storage.at(storage) if scheme_of(storage) or Path(storage).is_dir() else None
 
 
-def note(paths: RunPaths, pipeline: str, target: Mapping[str, str]) -> None:
+def note(paths: RunPaths, pipeline: str, address: str) -> None:
     """Write down where a run was submitted to, so that it is found by its name."""
     told = {
         "schema_version": 1,
         "pipeline": pipeline,
         "started": datetime.now(UTC).strftime(STAMP),
-        "target": dict(target),
+        "address": address,
     }
     paths.storage.write(f"{paths.directory}/{SUBMISSION}", json.dumps(told).encode())
 
 
-def target_of(paths: RunPaths) -> Mapping[str, str] | None:
+def address_of(paths: RunPaths) -> str | None:
     """Where a run was submitted to; None of one that was not, or not from where this is seen."""
     try:
-        target: Mapping[str, str] = json.loads(
-            paths.storage.read(f"{paths.directory}/{SUBMISSION}")
-        )["target"]
+        told = json.loads(paths.storage.read(f"{paths.directory}/{SUBMISSION}"))
     except FileNotFoundError:
         return None
-    return target
+    return str(told["address"])
 
 
 def _check_storage(storage: str) -> None:

@@ -144,6 +144,8 @@ def test_stopped_in_the_middle_it_goes_on_from_its_checkpoint(place: Place) -> N
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | NO_TOKEN,
+        # A shell has what it starts in the background ignore it, and what that starts, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: bool(place.steps_of("second")))
     following.send_signal(signal.SIGINT)

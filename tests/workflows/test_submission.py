@@ -154,9 +154,9 @@ def test_where_a_run_was_submitted_to_is_found_by_its_name(tmp_path: Path) -> No
     where = submission.visible(str(tmp_path))
     assert where is not None
     paths = RunPaths(where, "nightly")
-    assert submission.target_of(paths) is None
-    submission.note(paths, "tiny", {"address": "http://head:8265"})
-    assert submission.target_of(paths) == {"address": "http://head:8265"}
+    assert submission.address_of(paths) is None
+    submission.note(paths, "tiny", "http://head:8265")
+    assert submission.address_of(paths) == "http://head:8265"
     (run,) = history.runs(where)
     assert (run.run_id, run.pipeline) == ("nightly", "tiny")
 

@@ -1,0 +1,196 @@
+"""KubeRay's RayJob: made of a template, and what its state and that of its pods mean. Pure."""
+
+import copy
+import hashlib
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+from cluster.remote import RefusedError, RemoteState, RemoteStatus
+
+GROUP, KIND, TEMPLATES = "ray.io/v1", "rayjobs", "raycronjobs"
+RUN, TEMPLATE = "pretune.io/run", "pretune.io/template"
+"""Labels: the run of a RayJob, and the template it was made of."""
+QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
+SUBMITTER = "ray-job-submitter"
+"""The container that prints what the driver prints, with KubeRay's SidecarMode."""
+
+_LONGEST_NAME = 47
+"""KubeRay appends to it what makes the names of its services."""
+_COPIED = ("kueue.x-k8s.io/", "volcano.sh/", "yunikorn.apache.org/", "kai.scheduler/", "ray.io/")
+_ALSO_COPIED = ("app.kubernetes.io/", "pretune.io/")
+_RUN_ID, _STORAGE = "PRETUNE_RUN_ID", "PRETUNE_STORAGE"
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a submission changes in a template."""
+
+    run_id: str
+    overrides: Sequence[str] = ()
+    storage: str | None = None
+    image: str | None = None
+    queue: str | None = None
+    priority: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def name_of(run_id: str) -> str:
+    """A RayJob's name: letters, digits and dashes; where it had to be cut, with a digest."""
+    name = re.sub(r"[^a-z0-9-]", "-", run_id)
+    if not name[0].isalpha():
+        name = f"r-{name}"
+    if name == run_id and len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(run_id.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9].rstrip('-')}-{digest}"
+
+
+def scheduled(template: str, job: str) -> str:
+    """The run id of a CronJob's tick: Kubernetes names its jobs `<cronjob>-<minutes since 1970>`.
+
+    Raises:
+        RefusedError: it is no name of a CronJob's job.
+    """
+    minutes = job.rpartition("-")[2]
+    if not minutes.isdecimal():
+        raise RefusedError(f"{job}: expected the name of a CronJob's job, which ends in minutes")
+    tick = datetime.fromtimestamp(60 * int(minutes), UTC)
+    return f"{template}-{tick.strftime('%Y%m%d-%H%M%S')}-cron"
+
+
+def rayjob(template: Document, changes: Changes) -> dict[str, Any]:
+    """A RayJob of a suspended RayCronJob or of another RayJob.
+
+    Labels and annotations of queues and schedulers are copied: KubeRay's own cron does not.
+
+    Raises:
+        RefusedError: it is neither, or its runtime environment is no mapping.
+    """
+    match template.get("kind"):
+        case "RayCronJob":
+            spec = copy.deepcopy(template["spec"]["jobTemplate"])
+        case "RayJob":
+            spec = copy.deepcopy(template["spec"])
+        case kind:
+            raise RefusedError(f"expected a RayCronJob or a RayJob as template (got {kind})")
+    spec.pop("suspend", None)
+    overrides = [shlex.quote(f"--set={one}") for one in changes.overrides]
+    spec["entrypoint"] = " ".join([spec.get("entrypoint", ""), *overrides])
+    own = {_RUN_ID: changes.run_id} | ({_STORAGE: changes.storage} if changes.storage else {})
+    spec["runtimeEnvYAML"] = _with_variables(
+        spec.get("runtimeEnvYAML") or "", {**changes.environment, **own}
+    )
+    spec["metadata"] = {**(spec.get("metadata") or {}), **changes.metadata}
+    if changes.image:
+        for container in _containers(spec):
+            container["image"] = changes.image
+    of_template = template["metadata"]
+    labels = _copied(of_template.get("labels") or {})
+    labels |= {TEMPLATE: of_template["name"], RUN: name_of(changes.run_id)}
+    labels |= {QUEUE: changes.queue} if changes.queue else {}
+    labels |= {PRIORITY: changes.priority} if changes.priority else {}
+    return {
+        "apiVersion": GROUP,
+        "kind": "RayJob",
+        "metadata": {
+            "name": name_of(changes.run_id),
+            "labels": labels,
+            "annotations": {
+                **_copied(of_template.get("annotations") or {}),
+                RUN: changes.run_id,
+            },
+        },
+        "spec": spec,
+    }
+
+
+def status_of(document: Document, reasons: Sequence[str] = ()) -> RemoteStatus:
+    """What a RayJob's status means; `reasons` are why it does not run yet.
+
+    `Complete` is also said of a job that was stopped, and `ValidationFailed` never ends by itself.
+    """
+    status = document.get("status") or {}
+    deployment, job = status.get("jobDeploymentStatus") or "", status.get("jobStatus") or ""
+    message = status.get("message") or status.get("reason") or ""
+    match deployment:
+        case "Complete" if job == "SUCCEEDED":
+            return RemoteStatus(RemoteState.SUCCEEDED, message)
+        case "Complete" if job == "STOPPED":
+            return RemoteStatus(RemoteState.STOPPED, message)
+        case "Complete" | "Failed" | "ValidationFailed":
+            reason = status.get("reason") or deployment
+            told = f"{reason}: {message}" if message and message != reason else reason
+            return RemoteStatus(RemoteState.FAILED, told, _exit_code(message))
+        case "Running":
+            return RemoteStatus(RemoteState.RUNNING, message)
+    why = [*([message] if message else []), *reasons]
+    return RemoteStatus(RemoteState.PENDING, "; ".join(why) or deployment or "not seen by KubeRay")
+
+
+def reasons(workloads: Sequence[Document], pods: Sequence[Document]) -> Iterator[str]:
+    """Why a RayJob does not run yet: Kueue's words, and those of pods that wait."""
+    for workload in workloads:
+        for condition in (workload.get("status") or {}).get("conditions") or ():
+            if condition["type"] in ("QuotaReserved", "Admitted") and condition["status"] != "True":
+                yield f"Kueue: {condition['message']}"
+                break
+    for pod in pods:
+        name, status = pod["metadata"]["name"], pod.get("status") or {}
+        for condition in status.get("conditions") or ():
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                yield f"pod {name}: {condition.get('message') or condition.get('reason')}"
+        for container in status.get("containerStatuses") or ():
+            waiting = (container.get("state") or {}).get("waiting")
+            if waiting and waiting.get("reason") not in (None, "ContainerCreating"):
+                told = waiting.get("message") or ""
+                yield f"pod {name}: {waiting['reason']}{told and f': {told}'}"
+
+
+def is_finished(document: Document) -> bool:
+    """Whether a RayJob will not run any more."""
+    return status_of(document).is_ended
+
+
+def outdated(documents: Sequence[Document], keep: int) -> list[str]:
+    """Names of finished RayJobs beyond the `keep` newest."""
+    finished = sorted(
+        (one for one in documents if is_finished(one)),
+        key=lambda one: str(one["metadata"].get("creationTimestamp", "")),
+    )
+    return [str(one["metadata"]["name"]) for one in finished[: max(0, len(finished) - keep)]]
+
+
+def _with_variables(text: str, variables: Mapping[str, str]) -> str:
+    """A runtime environment with more variables."""
+    runtime = yaml.safe_load(text) or {}
+    if not isinstance(runtime, dict):
+        raise RefusedError("the template's runtimeEnvYAML is no mapping")
+    merged = {**runtime, "env_vars": {**(runtime.get("env_vars") or {}), **variables}}
+    return yaml.safe_dump(merged, sort_keys=False)
+
+
+def _containers(spec: Document) -> Iterator[dict[str, Any]]:
+    """Those that run Ray, the first of each pod."""
+    cluster = spec["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *(cluster.get("workerGroupSpecs") or ())):
+        yield group["template"]["spec"]["containers"][0]
+
+
+def _copied(labels: Mapping[str, str]) -> dict[str, str]:
+    kept = (*_COPIED, *_ALSO_COPIED)
+    return {key: value for key, value in labels.items() if key.startswith(kept)}
+
+
+def _exit_code(message: str) -> int | None:
+    """Ray tells it in words."""
+    found = re.search(r"failed with exit code (\d+)", message)
+    return int(found[1]) if found else None
