@@ -175,8 +175,9 @@ class ClusterConfig(Schema):
     def _no_ray_client(self) -> Self:
         if self.address and self.address.startswith("ray://"):
             raise ValueError(
-                "ray:// (Ray Client) cannot run Ray Train or Tune; give the cluster's GCS address, "
-                "for example head-node:6379, and run on a machine of that cluster"
+                "ray:// (Ray Client) cannot run Ray Train or Tune, and a laptop that sleeps would "
+                "end the run; drop cluster.address and submit to the cluster's dashboard: pretune "
+                "submit PIPELINE.yaml --address http://head:8265"
             )
         return self
 

@@ -1,5 +1,6 @@
 """A real Ray of several nodes on this machine, each with an environment of its own."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -39,6 +40,7 @@ class Nodes:
         self._folder = Path(f"/tmp/nodes-{os.getpid()}")  # socket paths must be short
         self._processes: list[subprocess.Popen[bytes]] = []
         self._settings = settings
+        self._head = HOST
 
     def __enter__(self) -> Self:
         return self
@@ -60,14 +62,18 @@ class Nodes:
         cpus: int,
         settings: Mapping[str, str] | None = None,
         through: Sequence[str] = (),
+        host: str = HOST,
     ) -> None:
         """Start a node, the first as the head, through another command where one is given."""
+        if not self._processes:
+            self._head = host
         head = [
             *("--head", f"--port={PORT}", f"--temp-dir={self._folder}"),
             *(f"--include-dashboard={str(bool(self._settings)).lower()}",),
-            *(f"--dashboard-port={DASHBOARD_PORT}", f"--node-ip-address={HOST}"),
+            *(f"--dashboard-port={DASHBOARD_PORT}", f"--node-ip-address={host}"),
+            f"--dashboard-host={host}",
         ]
-        joining = [f"--address={ADDRESS}", f"--node-ip-address={HOST}"]
+        joining = [f"--address={self._head}:{PORT}", f"--node-ip-address={host}"]
         command = [
             *(*through, RAY, "start", *(joining if self._processes else head)),
             *(f"--num-cpus={cpus}", "--disable-usage-stats", "--block"),
@@ -83,15 +89,39 @@ class Nodes:
         wait_for(self._is_there if self._settings else _answers, timeout_s=60)
         log.unlink()
 
+    def kill(self, number: int) -> None:
+        """End a node as a power cut does, with all its processes; the first is the head."""
+        process = self._processes.pop(number)
+        for pid in [process.pid, *_descendants(process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait(timeout=60)
+        if not number:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
     def _is_there(self) -> bool:
         """Whether the dashboard knows of all nodes."""
         assert self._settings is not None
         headers = {"Authorization": f"Bearer {self._settings['RAY_AUTH_TOKEN']}"}
         try:
-            answer = requests.get(f"{URL}/nodes?view=summary", headers=headers, timeout=5)
-            return len(answer.json()["data"]["summary"]) == len(self._processes)
+            url = f"http://{self._head}:{DASHBOARD_PORT}/nodes?view=summary"
+            answer = requests.get(url, headers=headers, timeout=5)
+            found = answer.json()["data"]["summary"]
+            alive = [node for node in found if node["raylet"]["state"] == "ALIVE"]
+            return len(alive) == len(self._processes)
         except (requests.RequestException, KeyError):
             return False
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that they started."""
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(path.parent.name))
+    children = parents.get(pid, [])
+    return [*children, *(pid for child in children for pid in _descendants(child))]
 
 
 def _answers() -> bool:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_pipeline, write_pipeline
+from conftest import write_pipeline
 from nodes import URL, Nodes, with_token
 from processes import PRETUNE, pretune, wait_for
+from test_survival import model_digests, reproducible_pipeline
 
 from workflows.history import run_ids
 from workflows.journal import read
@@ -32,7 +33,10 @@ class Place:
     """A pipeline beside a storage that all nodes see, and what was printed about it."""
 
     folder: Path
+    nodes: Nodes
     printed: str = ""
+    undisturbed: Any = None
+    """Digests of the models of a run in which nothing happened."""
 
     @property
     def storage(self) -> Storage:
@@ -59,14 +63,14 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("submitted")
-    write_pipeline(folder, tiny_pipeline(folder))
+    write_pipeline(folder, reproducible_pipeline(folder))
     (folder / "storage").mkdir()
     (folder / "token").write_text(TOKEN)
     (folder / ".rayignore").write_text("token\nwrong\n")
     with Nodes(with_token(TOKEN)) as nodes:
         nodes.add(cpus=0)
         nodes.add(cpus=2)
-        yield Place(folder)
+        yield Place(folder, nodes)
 
 
 def test_tokens_that_are_missing_or_wrong_are_told(place: Place) -> None:
@@ -99,6 +103,7 @@ def test_a_submitted_pipeline_promotes_and_the_same_command_again_is_no_second_r
     assert "pretrain: done" in answer.stdout
     assert "tiny.tone@1 promoted" in answer.stdout
     assert ModelStore(place.storage).champion("tiny.tone") is not None
+    place.undisturbed = model_digests(place.storage)
     before = read(place.storage, "runs/nightly/events")
     again = place.submit("--run-id", "nightly")
     assert again.returncode == 0
@@ -178,3 +183,33 @@ def test_the_token_is_nowhere_to_be_read(place: Place) -> None:
         path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()
     ]
     assert not any(TOKEN.encode() in line for line in arguments)
+
+
+def test_killed_nodes_cost_time_and_not_results(place: Place) -> None:
+    """The last one: a node dies while pretraining runs, then in the searches all of them."""
+    disturbed = Storage.at(place.folder / "disturbed")
+    (place.folder / "disturbed").mkdir()
+    again = ("--run-id", "hard", "--storage", place.folder / "disturbed")
+
+    def saw(step: str, event: str) -> bool:
+        events = read(disturbed, "runs/hard/events")
+        return any(one.get("step") == step and one["event"] == event for one in events)
+
+    assert place.submit(*again, "--detach").returncode == 0
+    wait_for(lambda: saw("pretrain", "progress"))
+    place.nodes.kill(1)
+    place.nodes.add(cpus=2)
+    wait_for(lambda: saw("tone.tune", "trial"))
+    place.nodes.kill(1)
+    place.nodes.kill(0)
+    place.nodes.add(cpus=0)
+    place.nodes.add(cpus=2)
+
+    lost = place.call("status", "hard", "--storage", "disturbed", "--watch")
+    assert lost.returncode == 5, lost.stdout
+    assert "the cluster knows of no such run" in lost.stdout
+    ended = place.submit(*again)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert run_ids(disturbed) == ["hard"]
+    assert model_digests(disturbed) == place.undisturbed
+    assert len(place.undisturbed) == 3
