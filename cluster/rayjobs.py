@@ -24,6 +24,7 @@ _LONGEST_NAME = 47
 """KubeRay appends to it what makes the names of its services."""
 _COPIED = ("kueue.x-k8s.io/", "volcano.sh/", "yunikorn.apache.org/", "kai.scheduler/", "ray.io/")
 _ALSO_COPIED = ("app.kubernetes.io/", "pretune.io/")
+_COMMAND = "pretune run "
 _RUN_ID, _STORAGE = "PRETUNE_RUN_ID", "PRETUNE_STORAGE"
 
 Document = Mapping[str, Any]
@@ -73,7 +74,7 @@ def rayjob(template: Document, changes: Changes) -> dict[str, Any]:
     Labels and annotations of queues and schedulers are copied: KubeRay's own cron does not.
 
     Raises:
-        RefusedError: it is neither, or its runtime environment is no mapping.
+        RefusedError: it is neither, or what it says cannot be added to.
     """
     match template.get("kind"):
         case "RayCronJob":
@@ -83,8 +84,7 @@ def rayjob(template: Document, changes: Changes) -> dict[str, Any]:
         case kind:
             raise RefusedError(f"expected a RayCronJob or a RayJob as template (got {kind})")
     spec.pop("suspend", None)
-    overrides = [shlex.quote(f"--set={one}") for one in changes.overrides]
-    spec["entrypoint"] = " ".join([spec.get("entrypoint", ""), *overrides])
+    spec["entrypoint"] = _with_overrides(spec.get("entrypoint", ""), changes.overrides)
     own = {_RUN_ID: changes.run_id} | ({_STORAGE: changes.storage} if changes.storage else {})
     spec["runtimeEnvYAML"] = _with_variables(
         spec.get("runtimeEnvYAML") or "", {**changes.environment, **own}
@@ -167,6 +167,15 @@ def outdated(documents: Sequence[Document], keep: int) -> list[str]:
         key=lambda one: str(one["metadata"].get("creationTimestamp", "")),
     )
     return [str(one["metadata"]["name"]) for one in finished[: max(0, len(finished) - keep)]]
+
+
+def _with_overrides(entrypoint: str, overrides: Sequence[str]) -> str:
+    """A command with more options; behind one of a shell they would have no effect."""
+    if overrides and not entrypoint.startswith(_COMMAND):
+        raise RefusedError(
+            f"--set needs a template whose entrypoint begins with {_COMMAND!r} (got {entrypoint!r})"
+        )
+    return " ".join([entrypoint, *(shlex.quote(f"--set={one}") for one in overrides)])
 
 
 def _with_variables(text: str, variables: Mapping[str, str]) -> str:

@@ -142,6 +142,9 @@ def run(
         str | None,
         typer.Option(envvar="PRETUNE_RUN_ID", help="Name of the run; one that is there goes on."),
     ] = None,
+    storage: Annotated[
+        str | None, typer.Option(envvar="PRETUNE_STORAGE", help="Instead of the file's storage.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline; what is done already is reused, what was interrupted goes on.
@@ -153,7 +156,8 @@ def run(
     """
     if run_id is not None:
         check_run_id(run_id)
-    opened = _open(pipeline, overrides, run_id)
+    changes = [*(overrides or ()), *([f"storage={storage}"] if storage else [])]
+    opened = _open(pipeline, changes, run_id)
     _run_to_the_end(opened, _selection(only, from_, force), fail_fast=fail_fast, as_json=as_json)
 
 

@@ -84,9 +84,12 @@ def test_a_rayjob_of_another_and_of_nothing() -> None:
         "metadata": {"name": "once"},
         "spec": template()["spec"]["jobTemplate"],
     }
-    assert rayjob(source, Changes("a"))["spec"]["entrypoint"].strip() == "pretune run p.yaml"
+    assert rayjob(source, Changes("a"))["spec"]["entrypoint"] == "pretune run p.yaml"
     with pytest.raises(RefusedError, match=r"RayCronJob or a RayJob .*got CronJob"):
         rayjob({"kind": "CronJob"}, Changes("a"))
+    source["spec"]["entrypoint"] = "sh -c 'pretune run p.yaml'"
+    with pytest.raises(RefusedError, match=r"entrypoint begins with 'pretune run ' \(got"):
+        rayjob(source, Changes("a", overrides=["pretrain.seed=1"]))
     source["spec"]["runtimeEnvYAML"] = "- a"
     with pytest.raises(RefusedError, match="runtimeEnvYAML is no mapping"):
         rayjob(source, Changes("a"))

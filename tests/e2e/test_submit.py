@@ -1,7 +1,9 @@
 """Pipelines submitted to a real Ray of two nodes that asks for a token."""
 
+import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -58,6 +60,25 @@ class Place:
             for event in read(self.storage, f"runs/{run}/events")
             if event.get("step") == "pretrain" and "optimizer_step" in event
         ]
+
+
+def driver_of(run: str) -> Path:
+    """The directory in /proc of the process that drives a run."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            arguments = path.read_bytes().split(b"\0")
+            if b"run" in arguments and f"--run-id={run}".encode() in arguments:
+                return path.parent
+    raise AssertionError(f"no driver of {run}")
+
+
+def assert_light(driver: Path) -> None:
+    """It computes nothing: what trains is loaded by others."""
+    assert "libtorch" not in (driver / "maps").read_text()
+    status = (driver / "status").read_text()
+    (peak_kb,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+    print(f"peak memory of the driver: {int(peak_kb) / 1024:.0f} MiB")
+    assert int(peak_kb) < 500 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +157,7 @@ def test_stopped_in_the_middle_it_goes_on_from_its_checkpoint(place: Place) -> N
     answer = place.submit("--run-id", "first", "--detach", *LONG)
     assert answer.returncode == 0, answer.stderr
     wait_for(lambda: any(step >= 20 for step in place.steps_of("first")))
+    assert_light(driver_of("first"))
     assert place.call("stop", "first", *storage, token=None).returncode == 0
     watched = place.call("status", "first", "--watch", *storage)
     assert watched.returncode == 4, watched.stdout + watched.stderr
