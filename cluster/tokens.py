@@ -6,6 +6,7 @@ from pathlib import Path
 
 _TOKEN, _PATH, _MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
 _DEFAULT = Path(".ray", "auth_token")
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 class TokenError(ValueError):
@@ -22,25 +23,28 @@ class Token:
         return "<token>"
 
 
-def find(file: Path | None = None) -> Token | None:
-    """The token of a file, or the one Ray itself would take; None where there is none.
+def find(file: Path | None = None, host: str = "localhost") -> Token | None:
+    """The token of a file, or the one the environment names; None where there is none.
 
     Ray takes RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH names, then `~/.ray/auth_token`; with
-    RAY_AUTH_MODE=disabled none.
+    RAY_AUTH_MODE=disabled none. The last, which Ray makes for its own on this machine, goes to
+    another `host` only with RAY_AUTH_MODE=token.
 
     Raises:
         TokenError: a file that was named is not there, or is empty.
     """
-    named = file or (Path(os.environ[_PATH]) if os.environ.get(_PATH) else None)
-    if file is None:
-        if os.environ.get(_MODE, "").lower() == "disabled":
-            return None
-        if os.environ.get(_TOKEN):
-            return Token(os.environ[_TOKEN].strip())
-    if named is not None:
-        return _read(named)
+    if file is not None:
+        return _read(file)
+    mode = os.environ.get(_MODE, "").lower()
+    if mode == "disabled":
+        return None
+    if os.environ.get(_TOKEN):
+        return Token(os.environ[_TOKEN].strip())
+    if os.environ.get(_PATH):
+        return _read(Path(os.environ[_PATH]))
     default = Path.home() / _DEFAULT
-    return _read(default) if default.is_file() else None
+    is_for_it = mode == "token" or host in _LOOPBACK
+    return _read(default) if is_for_it and default.is_file() else None
 
 
 def _read(file: Path) -> Token:

@@ -194,7 +194,8 @@ def _asked(remote: RemoteRun | None) -> RemoteStatus | None:
 def _watch(paths: RunPaths, remote: RemoteRun | None, console: Console) -> int:
     how = f"pretune status {paths.run_id} --watch --storage {paths.storage.root}"
     if remote is not None:
-        return follow_or_leave(Follower(remote, paths, console), how)
+        seen = paths if submission.visible(paths.storage.root) else None
+        return follow_or_leave(Follower(remote, seen, console), how)
     found = history.head(paths.storage, paths.run_id)
     with live_view(console, paths, found.steps if found else ()) as live:
         while live.view.outcome is None:

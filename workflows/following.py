@@ -1,5 +1,6 @@
 """A run on another cluster, followed to its end: its state is asked for, its log is beside."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from cluster.remote import ContactError, RemoteRun, RemoteState, RemoteStatus
 from workflows import history, progress
 from workflows.console import CONTACT_LOST, FAILED, NOT_ADMITTED, RESUME_ME, STOPPED, USAGE
 from workflows.execution import RunPaths
-from workflows.progress import LiveView
+from workflows.progress import LiveView, RunView
 from workflows.session import live_view
+from workflows.storage import StorageError
 
 _POLL_S = 1.0
 _LOG_EVERY_S = 5.0
@@ -61,7 +63,8 @@ class Follower:
             return self._follow()
         finally:
             if self._live is not None:
-                self._live.__exit__()
+                with contextlib.suppress(StorageError):
+                    self._live.__exit__()
 
     def _follow(self) -> int:
         began = answered = self.clock()
@@ -87,7 +90,7 @@ class Follower:
                     return self._withdraw(status)
             else:
                 running = running or now
-                self._show(now - running)
+                self._try_to_show(now - running)
             self.sleep(_POLL_S)
 
     def _withdraw(self, status: RemoteStatus) -> int:
@@ -96,6 +99,13 @@ class Follower:
         waited = f"{self.pending_timeout_s:g} s"
         self._print(f"not begun within {waited}, and withdrawn: {status.message}")
         return NOT_ADMITTED
+
+    def _try_to_show(self, running_s: float) -> None:
+        """A storage that does not answer is looked at again later."""
+        try:
+            self._show(running_s)
+        except StorageError as error:
+            self._tell(f"{error}; looking again")
 
     def _show(self, running_s: float) -> None:
         if self._live is None and self.paths is not None and running_s <= _HEAD_WITHIN_S:
@@ -129,7 +139,8 @@ class Follower:
         if self._live is None:
             self._show_log()
         else:
-            self._live.__exit__()
+            with contextlib.suppress(StorageError):  # how it ended is known
+                self._live.__exit__()
             said = self._live.view.said
             for line in said:
                 self._print(line)
@@ -143,13 +154,21 @@ class Follower:
     def _without_cluster(self, why: str) -> int:
         """What the storage says of a run whose cluster says nothing."""
         self._print(why)
-        view = history.view(self.paths, of_driver=True) if self.paths else None
+        view = self._journal()
         if view is None or view.outcome is None:
             self._print("contact lost; how the run is is not known: look again with pretune status")
             return CONTACT_LOST
         for line in view.said:
             self._print(line)
         return OUTCOMES[view.outcome]
+
+    def _journal(self) -> RunView | None:
+        """What the driver wrote; None where it cannot be read."""
+        try:
+            return history.view(self.paths, of_driver=True) if self.paths else None
+        except StorageError as error:
+            self._print(str(error))
+            return None
 
     def _tell(self, line: str) -> None:
         """Once, until there is something else to tell."""

@@ -135,9 +135,11 @@ class LiveView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._show()
-        if self._live:
-            self._live.stop()
+        try:
+            self._show()
+        finally:
+            if self._live:
+                self._live.stop()
 
     def tick(self) -> None:
         """Take new events and show them, when it is time."""

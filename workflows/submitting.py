@@ -9,11 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from cluster import kube, rayjobs, tokens
-from cluster.jobs import Job, Jobs
+from cluster.jobs import Job, Jobs, dashboard_url
 from cluster.kube import Kube
 from cluster.kubectl import Kubectl
 from cluster.rayjobs import Changes
@@ -234,7 +235,8 @@ def jobs_at(address: str, token_file: Path | None) -> Jobs:
         RefusedError: the address or the token cannot be used.
     """
     try:
-        return Jobs(address, tokens.find(token_file))
+        url = dashboard_url(address)
+        return Jobs(url, tokens.find(token_file, urlsplit(url).hostname or ""))
     except ValueError as error:
         raise RefusedError(str(error)) from None
 

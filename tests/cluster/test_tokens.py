@@ -34,6 +34,16 @@ def test_the_nearest_place_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert tokens.find(given) == Token("of the option")
 
 
+def test_the_token_of_this_machine_goes_nowhere_else_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / ".ray" / "auth_token", "of the user")
+    assert tokens.find(host="127.0.0.1") == Token("of the user")
+    assert tokens.find(host="head") is None
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert tokens.find(host="head") == Token("of the user")
+
+
 def test_a_named_file_must_hold_one(tmp_path: Path) -> None:
     with pytest.raises(TokenError, match="cannot be read"):
         tokens.find(tmp_path / "nowhere")

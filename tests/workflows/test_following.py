@@ -13,7 +13,7 @@ from cluster.remote import ContactError, RemoteState, RemoteStatus
 from workflows.execution import RunPaths
 from workflows.following import Follower, exit_code
 from workflows.journal import DRIVER, Journal
-from workflows.storage import Storage
+from workflows.storage import Storage, StorageError
 
 PENDING = RemoteStatus(RemoteState.PENDING, "waits for a node")
 RUNNING = RemoteStatus(RemoteState.RUNNING)
@@ -157,6 +157,24 @@ def test_a_driver_that_died_before_it_said_anything_shows_its_log(tmp_path: Path
     code, told = follow(Scripted([RUNNING, failed], ["tone.csv: no such file\n"]), paths)
     assert code == 2
     assert told.splitlines()[0] == "tone.csv: no such file"
+
+
+def test_a_storage_that_is_away_for_a_while_is_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = run_in(tmp_path, outcome="succeeded")
+    names, calls = Storage.names, iter(range(100))
+
+    def sometimes(self: Storage, folder: str, begin: str = "") -> list[str]:
+        if next(calls) % 2:
+            raise StorageError("the store is away")
+        return names(self, folder, begin)
+
+    monkeypatch.setattr(Storage, "names", sometimes)
+    code, told = follow(Scripted([*[RUNNING] * 9, DONE]), paths)
+    assert code == 0
+    assert told.count("the store is away; looking again") == 1
+    assert told.count("pretrain: done") == 1
 
 
 def test_another_storage_of_the_same_name_hides_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""A run's name: who may have it, and what is written under it when it is used again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import tiny_pipeline
+from typer.testing import CliRunner
+
+from workflows import cli, history, progress
+from workflows.config import ConfigError, load_config
+from workflows.session import Session, summary_lines
+
+
+def opened(folder: Path, run_id: str | None = None, **changes: Any) -> Session:
+    data = tiny_pipeline(folder)
+    data["pretrain"] |= changes
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(data))
+    return Session.open(load_config(folder / "pipeline.yaml"), folder, run_id=run_id)
+
+
+def test_a_run_of_that_name_is_gone_on_with_and_its_request_to_stop_is_over(tmp_path: Path) -> None:
+    first = opened(tmp_path, "nightly")
+    first.write_head(first.plan())
+    head = history.head(first.paths.storage, "nightly")
+    first.paths.storage.write(first.paths.stop, b"")
+    first.write_end(progress.STOPPED, ["stopped; run it again"])
+    view = history.view(first.paths)
+    assert (view.outcome, view.said) == ("stopped", ["stopped; run it again"])
+
+    second = opened(tmp_path, "nightly")
+    second.write_head(second.plan())
+    assert history.head(first.paths.storage, "nightly") == head
+    assert not first.paths.storage.exists(first.paths.stop)
+    assert history.view(first.paths).outcome is None
+    second.write_end(progress.SUCCEEDED, [])
+    assert history.view(first.paths, of_driver=True).outcome == "succeeded"
+
+
+def test_a_run_of_that_name_about_other_steps_is_left_alone(tmp_path: Path) -> None:
+    first = opened(tmp_path, "nightly")
+    first.write_head(first.plan())
+    with pytest.raises(ConfigError, match="nightly: there is a run of this name, and there base"):
+        opened(tmp_path, "nightly", seed=9)
+    assert opened(tmp_path, seed=9).paths.run_id != "nightly"
+
+
+@pytest.mark.parametrize("name", ["Nightly", "../nightly", "a b"])
+def test_names_are_checked_before_anything_is_looked_at(tmp_path: Path, name: str) -> None:
+    answer = CliRunner().invoke(cli.app, ["run", str(tmp_path / "none.yaml"), "--run-id", name])
+    assert isinstance(answer.exception, ConfigError)
+    assert "--run-id" in str(answer.exception)
+
+
+def test_what_there_is_nothing_of_has_no_line_at_the_end() -> None:
+    summary = {
+        "states": {"a": "done", "b": "reused", "c": "done"},
+        "promotions": {"p": {"model": "t.a@1", "outcome": "promoted", "reason": "better"}},
+        "report": "",
+        "models": "/models",
+        "mlflow": "",
+    }
+    assert summary_lines(summary) == [
+        "2 steps done, 1 reused",
+        "t.a@1 promoted: better",
+        "models:  /models",
+    ]
