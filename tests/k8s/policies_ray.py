@@ -185,7 +185,9 @@ def stops_leave_time(world: World) -> Iterator[str]:
     """A driver that is stopped saves a checkpoint first."""
     for ray in world.ray_objects:
         head = next(iter(ray.pods))
-        wait = next((environment(one).get("RAY_JOB_STOP_WAIT_TIME_S") for one in head.containers), 0)
+        wait = next(
+            (environment(one).get("RAY_JOB_STOP_WAIT_TIME_S") for one in head.containers), 0
+        )
         if int(wait or 0) <= _STOP_GRACE_S:
             yield f"{head.owner}: RAY_JOB_STOP_WAIT_TIME_S must be above {_STOP_GRACE_S}"
         if head.spec.get("terminationGracePeriodSeconds", 30) <= int(wait or 0):

@@ -4,8 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 SCHEMAS = Path(os.environ.get("CRD_SCHEMAS") or ROOT.parent / "shared/k8s/crd-schemas.json")
 OVERLAYS = sorted(path.parent for path in (K8S / "overlays").glob("*/kustomization.yaml"))
-COMPONENTS = sorted(path.parent for path in (K8S / "components").glob("*/kustomization.yaml"))
+COMPONENTS = sorted(
+    path.parent
+    for path in (K8S / "components").glob("*/kustomization.yaml")
+    if path.parent.name != "image"  # with_components adds it to all
+)
 _KUSTOMIZE_API = "kustomize.config.k8s.io/v1beta1"
 
 
@@ -40,22 +45,29 @@ def crd_kinds() -> dict[tuple[str, str], Kind]:
 def render(folder: Path) -> tuple[Document, ...]:
     """What `kubectl apply -k` would send."""
     answer = subprocess.run(
-        [executable("kubectl"), "kustomize", str(folder)], capture_output=True, text=True, check=False
+        [executable("kubectl"), "kustomize", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert answer.returncode == 0, answer.stderr
     return tuple(document for document in yaml.safe_load_all(answer.stdout) if document)
 
 
-def with_components(scratch: Path, *names: str) -> tuple[Document, ...]:
-    """The base with components, in this order."""
-    content = {
-        "apiVersion": _KUSTOMIZE_API,
-        "kind": "Kustomization",
-        "resources": [os.path.relpath(K8S / "base", scratch)],
-        "components": [os.path.relpath(K8S / "components" / name, scratch) for name in names],
-    }
-    (scratch / "kustomization.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return render(scratch)
+@cache
+def with_components(*names: str) -> tuple[Document, ...]:
+    """The base with components, in this order, and the image last."""
+    with tempfile.TemporaryDirectory() as folder:
+        near = partial(os.path.relpath, start=os.path.realpath(folder))
+        content = {
+            "apiVersion": _KUSTOMIZE_API,
+            "kind": "Kustomization",
+            "resources": [near(K8S / "base")],
+            "components": [near(K8S / "components" / name) for name in (*names, "image")],
+        }
+        path = Path(folder, "kustomization.yaml")
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return render(Path(folder))
 
 
 def title(document: Document) -> str:

@@ -22,7 +22,11 @@ _METADATA = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
-        "name": {"type": "string", "maxLength": 253, "pattern": r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"},
+        "name": {
+            "type": "string",
+            "maxLength": 253,
+            "pattern": r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        },
         "generateName": {"type": "string"},
         "namespace": {"type": "string"},
         "labels": _STRINGS,
@@ -143,9 +147,7 @@ def _completed(schema: Mapping[str, Any], value: Any) -> Any:
     return value
 
 
-def _broken_rules(
-    schema: Mapping[str, Any], value: Any, path: tuple[str, ...]
-) -> Iterator[Fault]:
+def _broken_rules(schema: Mapping[str, Any], value: Any, path: tuple[str, ...]) -> Iterator[Fault]:
     """Of all CEL rules but those about changes, which need the object as it was."""
     for rule in schema.get("x-kubernetes-validations", []):
         if "oldSelf" not in rule["rule"]:

@@ -85,8 +85,8 @@ def test_overlay_is_what_an_api_server_takes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda path: path.name)
-def test_component_goes_with_the_base_alone(component: Path, tmp_path: Path) -> None:
-    documents = with_components(tmp_path, component.name)
+def test_component_goes_with_the_base_alone(component: Path) -> None:
+    documents = with_components(component.name)
     assert {title(one): wrong for one in documents if (wrong := faults(one))} == {}
 
 
@@ -123,9 +123,11 @@ def test_names_with_hashes_reach_the_template() -> None:
     assert all(text.count(name) == 2 for name in settings)
 
 
-def test_dashboard_and_alerts_use_metrics_that_are_there(tmp_path: Path) -> None:
-    documents = with_components(tmp_path, "monitoring")
-    (dashboard,) = [one for one in of_kind(documents, "ConfigMap") if "dashboard.json" in one["data"]]
+def test_dashboard_and_alerts_use_metrics_that_are_there() -> None:
+    documents = with_components("monitoring")
+    (dashboard,) = [
+        one for one in of_kind(documents, "ConfigMap") if "dashboard.json" in one["data"]
+    ]
     panels = json.loads(dashboard["data"]["dashboard.json"])["panels"]
     (rules,) = of_kind(documents, "PrometheusRule")
     text = json.dumps(panels) + json.dumps(rules)
@@ -157,7 +159,7 @@ def test_storage_reaches_the_driver_through_both_shells(tmp_path: Path) -> None:
     """As KubeRay and Ray do: the submitter's bash, words quoted again, the head's sh."""
     (template,) = of_kind(render(K8S / "overlays/dev"), "RayCronJob")
     (tmp_path / "ray").write_text(
-        '#!/usr/bin/env python3\nimport shlex, sys\nprint(shlex.join(sys.argv[1:]))\n', "utf-8"
+        "#!/usr/bin/env python3\nimport shlex, sys\nprint(shlex.join(sys.argv[1:]))\n", "utf-8"
     )
     (tmp_path / "pretune").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', "utf-8")
     for name in ("ray", "pretune"):
