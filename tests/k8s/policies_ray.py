@@ -3,6 +3,7 @@
 Restated from ray-operator/controllers/ray/utils/validation.go and common/job.go, v1.7.0.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -200,7 +201,7 @@ def the_cronjob_outlasts_its_run(world: World) -> Iterator[str]:
     for document in world.of_kind("CronJob"):
         spec = document["spec"]["jobTemplate"]["spec"]
         args = spec["template"]["spec"]["containers"][0].get("args", [])
-        options = dict(zip(args, args[1:], strict=False))
+        options = dict(itertools.pairwise(args))
         run = runs.get(options.get("--from", "").rpartition("/")[2])
         if run is None:
             yield f"CronJob/{document['metadata']['name']}: --from names no template"

@@ -1,4 +1,4 @@
-"""Every overlay is what API servers take: built-in kinds of two releases, custom ones of the CRDs."""
+"""Every overlay is what API servers take: built-in kinds by release, custom ones by their CRDs."""
 
 import json
 import re
