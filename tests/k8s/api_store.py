@@ -86,7 +86,7 @@ class Store:
         """The number of the last change, and copies of what is wanted."""
         with self.changed:
             found = [one for key, one in self._objects.items() if wanted.fits(key.resource, one)]
-            return self._last, copy.deepcopy(found)
+            return self.last, copy.deepcopy(found)
 
     def create(self, document: Document, namespace: str | None, *, dry: bool = False) -> Document:
         """Add an object; its name may be left to the server."""
@@ -163,7 +163,7 @@ class Store:
         """
         with self.changed:
             if after is None:
-                after, there = self._last, self.list(wanted)[1]
+                after, there = self.last, self.list(wanted)[1]
             else:
                 there = []
         for document in there:
@@ -195,7 +195,8 @@ class Store:
             self.changed.notify_all()
 
     @property
-    def _last(self) -> int:
+    def last(self) -> int:
+        """The number of the last change."""
         return max(self._forgotten, self._history[-1].number if self._history else 0)
 
     def _accepted(self, key: Key, document: Document) -> Document:

@@ -117,6 +117,7 @@ class RayOperator:
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name, "labels": labels, "ownerReferences": [owner]},
+            "spec": {"containers": [{"name": "ray-head", "image": "none"}]},
             "status": {"phase": "Running"},
         }
         self.store.create(document, key.namespace)
