@@ -24,6 +24,7 @@ from rendering import (
     with_components,
 )
 from schemas import Document
+from world import OUR_SECRETS
 
 from workflows.config import load_config
 
@@ -181,6 +182,12 @@ def test_storage_reaches_the_driver_through_both_shells(tmp_path: Path) -> None:
         "run", "/etc/pretune/pipeline.yaml", "--set", "cluster.address=auto",
         "--set", "storage=s3://a b/c",
     ]  # fmt: skip
+
+
+def test_readme_knows_every_overlay_component_and_secret() -> None:
+    text = (K8S / "README.md").read_text(encoding="utf-8")
+    folders = {str(path.relative_to(K8S)) for path in (*OVERLAYS, *COMPONENTS)}
+    assert {name for name in folders | OUR_SECRETS if f"`{name}`" not in text} == set()
 
 
 def test_yaml_is_tidy() -> None:
