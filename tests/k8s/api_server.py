@@ -83,6 +83,15 @@ class ApiServer:
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         return path
 
+    def service_account(self, folder: Path, namespace: str = "pretune") -> dict[str, str]:
+        """Files as a pod has them mounted, and the variables that lead it here."""
+        (folder / "token").write_text(self.token, encoding="utf-8")
+        (folder / "namespace").write_text(namespace, encoding="utf-8")
+        if self.authority.parent != folder:
+            (folder / "ca.crt").write_bytes(self.authority.read_bytes())
+        host, _, port = self.url.removeprefix("https://").partition(":")
+        return {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+
 
 class Place(NamedTuple):
     """What a path leads to."""

@@ -147,6 +147,10 @@ def authentication_is_said(world: World) -> Iterator[str]:
             yield f"{ray.title}: token authentication needs rayVersion"
         if options.get("enableK8sTokenAuth") and ray.job:
             yield f"{ray.title}: a RayJob has no enableK8sTokenAuth"
+        for settings in world.of_kind("ConfigMap"):
+            said = at(settings, "data", {}).get("RAY_AUTH_MODE", options.get("mode"))
+            if "mode" in options and said != options["mode"]:
+                yield f"{ray.title}: authOptions.mode is {options['mode']}, RAY_AUTH_MODE {said}"
 
 
 def redis_is_said_once(world: World) -> Iterator[str]:

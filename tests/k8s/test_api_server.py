@@ -165,6 +165,21 @@ def test_without_the_token_nothing_is_told(
     assert kubectl("get", "rayjobs").returncode == 0
 
 
+def test_a_pod_finds_the_server(api: ApiServer, tmp_path: Path) -> None:
+    there = api.service_account(tmp_path)
+    url = f"https://{there['KUBERNETES_SERVICE_HOST']}:{there['KUBERNETES_SERVICE_PORT']}"
+    token = (tmp_path / "token").read_text(encoding="utf-8")
+    with requests.Session() as session:
+        session.trust_env = False
+        answer = session.get(
+            url + RAYJOBS,
+            headers={"Authorization": f"Bearer {token}"},
+            verify=str(tmp_path / "ca.crt"),
+            timeout=10,
+        )
+    assert answer.json()["items"] == []
+
+
 def test_a_watch_tells_what_comes_after_a_list(api: ApiServer, client: Client) -> None:
     client.post("", json=rayjob("before"))
     number = client.get("").json()["metadata"]["resourceVersion"]
