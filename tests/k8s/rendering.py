@@ -34,8 +34,13 @@ def executable(name: str) -> str:
     return found
 
 
+def known_kinds() -> dict[tuple[str, str], Kind]:
+    """Custom resources whose schemas are at hand; none where the file is not."""
+    return load(SCHEMAS) if SCHEMAS.is_file() else {}
+
+
 def crd_kinds() -> dict[tuple[str, str], Kind]:
-    """Schemas of custom resources; the test is skipped where they are not."""
+    """The same; the test is skipped where there are none."""
     if not SCHEMAS.is_file():
         pytest.skip(f"no CRD schemas: {SCHEMAS} is not there, and CRD_SCHEMAS names no other")
     return load(SCHEMAS)

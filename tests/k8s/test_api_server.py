@@ -16,7 +16,7 @@ from api_objects import RESOURCES, has_fields, selects
 from api_server import Access, ApiServer, is_allowed
 from api_store import Key
 from ray_operator import RayOperator
-from rendering import K8S, executable, of_kind, render, title, with_components
+from rendering import K8S, crd_kinds, executable, of_kind, render, title, with_components
 from schemas import Document
 
 Kubectl = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -108,6 +108,7 @@ def test_kubectl_applies_a_whole_overlay_twice(api: ApiServer, kubectl: Kubectl)
 
 
 def test_what_the_schema_refuses_is_told_by_its_path(kubectl: Kubectl) -> None:
+    crd_kinds()
     job = rayjob()
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
     refused = kubectl("create", "--validate=false", "-f", "-", given=job)
@@ -117,6 +118,7 @@ def test_what_the_schema_refuses_is_told_by_its_path(kubectl: Kubectl) -> None:
 
 
 def test_defaults_are_stored(api: ApiServer, client: Client) -> None:
+    crd_kinds()
     job = rayjob()
     del job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"]
     made = client.post("", json=job).json()
