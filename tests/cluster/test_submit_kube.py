@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -15,6 +16,9 @@ from workflows import cli, following
 from workflows.config import ConfigError
 
 RAY = "apis/ray.io/v1"
+ROLE = Path(__file__).parents[2] / "k8s" / "base" / "rbac.yaml"
+ASKED: set[tuple[str, str, str]] = set()
+"""What the tests of this file asked the server for."""
 
 
 @pytest.fixture
@@ -29,6 +33,17 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeServ
     with served(KubeServer(), tmp_path / "kubeconfig") as one:
         one.put("raycronjobs", template(labels={"kueue.x-k8s.io/queue-name": "gpu"}), RAY)
         yield one
+    ASKED.update(access(request) for request in one.requests if "/namespaces/" in request)
+
+
+def access(request: str) -> tuple[str, str, str]:
+    """Group, resource and verb of a request, as a Role names them."""
+    method, _, url = request.partition(" ")
+    path = urlsplit(url).path.strip("/").split("/")
+    group = path[1] if path[0] == "apis" else ""
+    kind, *rest = path[path.index("team") + 1 :]
+    verbs = {"POST": "create", "DELETE": "delete", "GET": "get" if rest else "list"}
+    return group, "/".join([kind, *rest[1:]]), verbs[method]
 
 
 def submit(*arguments: object) -> Result:
@@ -237,3 +252,16 @@ def test_nobody_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = submit()
     assert answer.exit_code == 5, answer.output
     assert "was refused" in answer.output
+
+
+def test_the_submitters_role_has_exactly_the_rights_that_are_used() -> None:
+    """The last one: of all that the others asked for."""
+    (role,) = (one for one in yaml.safe_load_all(ROLE.read_text("utf-8")) if one["kind"] == "Role")
+    granted = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert granted == ASKED

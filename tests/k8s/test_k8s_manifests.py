@@ -26,6 +26,7 @@ from rendering import (
 from schemas import Document
 from world import OUR_SECRETS
 
+from cluster.rayjobs import Changes, rayjob
 from workflows.config import load_config
 
 RELEASES = ("1.30", "1.37")
@@ -156,9 +157,10 @@ def test_stopping_hook_waits_for_the_driver_and_for_nothing_else(tmp_path: Path)
     assert (tmp_path / "ended").exists()
 
 
-def test_storage_reaches_the_driver_through_both_shells(tmp_path: Path) -> None:
+def test_the_command_and_what_submit_appends_survive_both_shells(tmp_path: Path) -> None:
     """As KubeRay and Ray do: the submitter's bash, words quoted again, the head's sh."""
     (template,) = of_kind(render(K8S / "overlays/dev"), "RayCronJob")
+    made = rayjob(template, Changes("nightly", overrides=["tasks.tone.metric=a b $HOME"]))
     (tmp_path / "ray").write_text(
         "#!/usr/bin/env python3\nimport shlex, sys\nprint(shlex.join(sys.argv[1:]))\n", "utf-8"
     )
@@ -166,22 +168,18 @@ def test_storage_reaches_the_driver_through_both_shells(tmp_path: Path) -> None:
     for name in ("ray", "pretune"):
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:/usr/bin:/bin:/usr/local/bin"
-    entrypoint = template["spec"]["jobTemplate"]["entrypoint"]
-    sent = subprocess.run(
-        ["bash", "-ce", f"ray {entrypoint} ;"], env={"PATH": path}, capture_output=True, check=True
-    )
+    command = ["bash", "-ce", f"ray {made['spec']['entrypoint']} ;"]
+    sent = subprocess.run(command, env={"PATH": path}, capture_output=True, check=True)
     answer = subprocess.run(
-        sent.stdout,
-        shell=True,
-        env={"PATH": path, "PRETUNE_STORAGE": "s3://a b/c"},
-        capture_output=True,
-        text=True,
-        check=True,
+        sent.stdout, shell=True, env={"PATH": path}, capture_output=True, text=True, check=True
     )
     assert answer.stdout.splitlines() == [
-        "run", "/etc/pretune/pipeline.yaml", "--set", "cluster.address=auto",
-        "--set", "storage=s3://a b/c",
-    ]  # fmt: skip
+        "run",
+        "/etc/pretune/pipeline.yaml",
+        "--set",
+        "cluster.address=auto",
+        "--set=tasks.tone.metric=a b $HOME",
+    ]
 
 
 def test_readme_knows_every_overlay_component_and_secret() -> None:
