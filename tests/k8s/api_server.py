@@ -76,7 +76,10 @@ class ApiServer:
             "clusters": [{"name": "test", "cluster": cluster}],
             "users": [{"name": "test", "user": {"token": self.token}}],
             "contexts": [
-                {"name": "test", "context": {"cluster": "test", "user": "test"}},
+                {
+                    "name": "test",
+                    "context": {"cluster": "test", "user": "test", "namespace": "pretune"},
+                },
             ],
         }
         path = folder / "kubeconfig.yaml"
@@ -173,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         # Read in any case: what is left of a body would be taken for the next request.
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b"".join(self._body())
         url = urlsplit(self.path)
         self._query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         if self.api.failures:
@@ -194,6 +197,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(error.code, error.status)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815
+
+    def _body(self) -> Iterator[bytes]:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            yield self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            return
+        # As `kubectl create --raw` sends it.
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
 
     def _require_token(self) -> None:
         if self.headers.get("Authorization") != f"Bearer {self.api.token}":

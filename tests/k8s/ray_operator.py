@@ -117,7 +117,11 @@ class RayOperator:
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name, "labels": labels, "ownerReferences": [owner]},
-            "spec": {"containers": [{"name": "ray-head", "image": "none"}]},
+            "spec": {
+                "containers": [
+                    {"name": name, "image": "none"} for name in ("ray-head", "ray-job-submitter")
+                ]
+            },
             "status": {"phase": "Running"},
         }
         self.store.create(document, key.namespace)
