@@ -24,7 +24,10 @@ _LONGEST_NAME = 47
 """KubeRay appends to it what makes the names of its services."""
 _COPIED = ("kueue.x-k8s.io/", "volcano.sh/", "yunikorn.apache.org/", "kai.scheduler/", "ray.io/")
 _ALSO_COPIED = ("app.kubernetes.io/", "pretune.io/")
+_EXPANDED = set("$`")
 _COMMAND = "pretune run "
+_EARLIEST = 25_000_000
+"""Minutes; a number at the end of another name is smaller."""
 _RUN_ID, _STORAGE = "PRETUNE_RUN_ID", "PRETUNE_STORAGE"
 
 Document = Mapping[str, Any]
@@ -58,12 +61,11 @@ def name_of(run_id: str) -> str:
 def scheduled(template: str, job: str) -> str:
     """The run id of a CronJob's tick: Kubernetes names its jobs `<cronjob>-<minutes since 1970>`.
 
-    Raises:
-        RefusedError: it is no name of a CronJob's job.
+    A job that somebody made by hand of a CronJob gives the run its own name.
     """
     minutes = job.rpartition("-")[2]
-    if not minutes.isdecimal():
-        raise RefusedError(f"{job}: expected the name of a CronJob's job, which ends in minutes")
+    if not minutes.isdecimal() or int(minutes) < _EARLIEST:
+        return job
     tick = datetime.fromtimestamp(60 * int(minutes), UTC)
     return f"{template}-{tick.strftime('%Y%m%d-%H%M%S')}-cron"
 
@@ -85,6 +87,12 @@ def rayjob(template: Document, changes: Changes) -> dict[str, Any]:
             raise RefusedError(f"expected a RayCronJob or a RayJob as template (got {kind})")
     spec.pop("suspend", None)
     spec["entrypoint"] = _with_overrides(spec.get("entrypoint", ""), changes.overrides)
+    for name, value in changes.environment.items():
+        if set(value) & _EXPANDED:
+            raise RefusedError(
+                f"--env {name}: KubeRay's submitter hands the value to a shell, which would expand "
+                "a $ or ` in it; take it from a Secret in the template instead"
+            )
     own = {_RUN_ID: changes.run_id} | ({_STORAGE: changes.storage} if changes.storage else {})
     spec["runtimeEnvYAML"] = _with_variables(
         spec.get("runtimeEnvYAML") or "", {**changes.environment, **own}

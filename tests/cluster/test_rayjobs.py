@@ -112,8 +112,14 @@ def test_other_names_are_changed_and_stay_apart(run_id: str) -> None:
 
 def test_a_tick_has_one_name_however_often_it_is_tried() -> None:
     assert scheduled("nightly", "pretune-29000000") == "nightly-20250219-212000-cron"
-    with pytest.raises(RefusedError, match="ends in minutes"):
-        scheduled("nightly", "by-hand-x7")
+    for by_hand in ("now-1", "by-hand-x7", "again"):
+        assert scheduled("nightly", by_hand) == by_hand
+
+
+@pytest.mark.parametrize("value", ["$HOME", "a`b`"])
+def test_values_that_a_shell_would_change_are_refused(value: str) -> None:
+    with pytest.raises(RefusedError, match=r"--env A: .* take it from a Secret"):
+        rayjob(template(), Changes("a", environment={"A": value}))
 
 
 @pytest.mark.parametrize(
