@@ -26,7 +26,7 @@ def test_relative_links_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_in_documents_exist(document: Path) -> None:
-    commands = re.findall(r"^pretune ((?:models )?[a-z]+)", document.read_text("utf-8"), re.M)
+    commands = re.findall(r"^pretune ((?:models |k8s )?[a-z-]+)", document.read_text("utf-8"), re.M)
     targets = re.findall(r"^make ([a-z]+)", document.read_text("utf-8"), re.M)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in commands:

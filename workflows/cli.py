@@ -11,6 +11,7 @@ from rich.text import Text
 
 from cluster.config import POPULATION
 from workflows import session
+from workflows.cli_k8s import k8s
 from workflows.cli_models import models
 from workflows.cli_predict import predict
 from workflows.cli_pretrain import verify_resume
@@ -45,6 +46,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(models, name="models")
+app.add_typer(k8s, name="k8s")
 app.command()(predict)
 app.command()(verify_resume)
 app.command()(submit)

@@ -157,7 +157,7 @@ def _not_sent(config: PipelineConfig) -> list[Path]:
 
 def _not_there(config: PipelineConfig, base: Path, folder: Path, sent: Package) -> Iterator[str]:
     """Files that the pipeline names by relative paths and that would be missing there."""
-    for key, path in _named(config):
+    for key, path in named_files(config):
         if files.scheme_of(path) or Path(path).is_absolute():
             continue
         place = Path(base, path)
@@ -192,7 +192,7 @@ def _is_sent(name: str, sent: Sequence[str]) -> bool:
     )
 
 
-def _named(config: PipelineConfig) -> Iterator[tuple[str, str]]:
+def named_files(config: PipelineConfig) -> Iterator[tuple[str, str]]:
     """Files and folders that a pipeline names, by where it names them."""
     if config.corpus:
         for number, source in enumerate(config.corpus.sources):
