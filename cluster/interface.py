@@ -218,11 +218,16 @@ class Cluster(Protocol):
         """
 
     def on_every_node(
-        self, function: Callable[..., Any], *args: Any, timeout_s: float | None = None
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        worker: WorkerConfig | None = None,
+        timeout_s: float | None = None,
     ) -> dict[str, Outcome]:
-        """Run a function once on each live node; how it ended, by the node's name.
+        """Run a function once on each live node that can hold `worker`.
 
-        A node that has not answered after `timeout_s` counts as lost.
+        How it ended, by the node's name. Without `worker` it holds no CPU, and runs on all. A node
+        that has not answered after `timeout_s` counts as lost.
         """
 
     def wait(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:

@@ -87,7 +87,11 @@ class LocalCluster:
         """Nothing is ever under way."""
 
     def on_every_node(
-        self, function: Callable[..., Any], *args: Any, timeout_s: float | None = None
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        worker: WorkerConfig | None = None,
+        timeout_s: float | None = None,
     ) -> dict[str, Outcome]:
         """Here, for as long as it takes."""
         return {"localhost": Outcome(value=function(*args))}

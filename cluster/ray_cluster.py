@@ -88,18 +88,22 @@ class RayCluster:
         return RayPending(run.remote(function, args, log))
 
     def on_every_node(
-        self, function: Callable[..., Any], *args: Any, timeout_s: float | None = None
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        worker: WorkerConfig | None = None,
+        timeout_s: float | None = None,
     ) -> dict[str, Outcome]:
-        """One task pinned to each live node."""
+        """One task pinned to each of these nodes."""
+        cpus, gpus = (worker.cpus, worker.gpus) if worker else (0, 0)
         started = {}
-        for node in ray.nodes():
-            if node["Alive"]:
-                pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                run = _run_quietly.options(num_cpus=0, scheduling_strategy=pinned)
-                started[name_of(node)] = RayPending(run.remote(function, args))
+        for node in live_nodes(worker):
+            pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            run = _run_quietly.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=pinned)
+            started[name_of(node)] = RayPending(run.remote(function, args))
         references = [pending.reference for pending in started.values()]
         _, silent = ray.wait(references, num_returns=len(references), timeout=timeout_s)
-        lost = Outcome(error=WorkerLostError(f"no answer within {timeout_s} s"))
+        lost = Outcome(error=WorkerLostError(f"no answer within {timeout_s or 0:.1f} s"))
         self.cancel([pending for pending in started.values() if pending.reference in silent])
         return {
             name: lost if pending.reference in silent else pending.result()
@@ -258,6 +262,18 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
         ray.shutdown()
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def live_nodes(worker: WorkerConfig | None = None) -> list[dict[str, Any]]:
+    """The nodes that could hold `worker` if nothing else did, as Ray lists them."""
+    cpus, gpus = (worker.cpus, worker.gpus) if worker else (0, 0)
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= cpus
+        and node["Resources"].get("GPU", 0) >= gpus
+    ]
 
 
 def name_of(node: Mapping[str, Any]) -> str:
