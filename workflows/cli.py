@@ -11,6 +11,7 @@ from rich.text import Text
 
 from cluster.config import POPULATION
 from workflows import session
+from workflows.cli_doctor import doctor
 from workflows.cli_models import models
 from workflows.cli_predict import predict
 from workflows.cli_pretrain import verify_resume
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.add_typer(models, name="models")
 app.command()(predict)
 app.command()(verify_resume)
+app.command()(doctor)
 app.command()(submit)
 app.command()(status)
 app.command()(logs)
