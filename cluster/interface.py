@@ -217,8 +217,18 @@ class Cluster(Protocol):
         Without `worker` it holds no CPU: it mostly waits for other work.
         """
 
-    def on_every_node(self, function: Callable[..., Any], *args: Any) -> dict[str, Outcome]:
-        """Run a function once on each live node; how it ended, by the node's name."""
+    def on_every_node(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        worker: WorkerConfig | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Outcome]:
+        """Run a function once on each live node that can hold `worker`.
+
+        How it ended, by the node's name. Without `worker` it holds no CPU, and runs on all. A node
+        that has not answered after `timeout_s` counts as lost.
+        """
 
     def wait(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
         """Those of `pending` that ended, after at most `timeout_s` seconds."""

@@ -86,8 +86,14 @@ class LocalCluster:
     def cancel(self, pending: Sequence[Pending]) -> None:
         """Nothing is ever under way."""
 
-    def on_every_node(self, function: Callable[..., Any], *args: Any) -> dict[str, Outcome]:
-        """Here."""
+    def on_every_node(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        worker: WorkerConfig | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Outcome]:
+        """Here, for as long as it takes."""
         return {"localhost": Outcome(value=function(*args))}
 
     def map(

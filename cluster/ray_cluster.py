@@ -87,16 +87,28 @@ class RayCluster:
         run = _run.options(num_cpus=cpus, num_gpus=gpus, name=log.stem)
         return RayPending(run.remote(function, args, log))
 
-    def on_every_node(self, function: Callable[..., Any], *args: Any) -> dict[str, Outcome]:
-        """One task pinned to each live node."""
+    def on_every_node(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        worker: WorkerConfig | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Outcome]:
+        """One task pinned to each of these nodes."""
+        cpus, gpus = (worker.cpus, worker.gpus) if worker else (0, 0)
         started = {}
-        for node in ray.nodes():
-            if node["Alive"]:
-                pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                run = _run_quietly.options(num_cpus=0, scheduling_strategy=pinned)
-                name = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
-                started[name] = RayPending(run.remote(function, args))
-        return {name: pending.result() for name, pending in started.items()}
+        for node in live_nodes(worker):
+            pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            run = _run_quietly.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=pinned)
+            started[name_of(node)] = RayPending(run.remote(function, args))
+        references = [pending.reference for pending in started.values()]
+        _, silent = ray.wait(references, num_returns=len(references), timeout=timeout_s)
+        lost = Outcome(error=WorkerLostError(f"no answer within {timeout_s or 0:.1f} s"))
+        self.cancel([pending for pending in started.values() if pending.reference in silent])
+        return {
+            name: lost if pending.reference in silent else pending.result()
+            for name, pending in started.items()
+        }
 
     def wait(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
         """All that have ended, as soon as one has."""
@@ -235,7 +247,7 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
     # Ray announces here a change of what it does for tasks without GPUs; ours use none then.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if config.address:
-        _check_reachable(config.address)
+        check_reachable(config.address)
         ray.init(address=config.address, **quiet)
     else:
         _remove_folders_of_killed_drivers()
@@ -252,6 +264,23 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def live_nodes(worker: WorkerConfig | None = None) -> list[dict[str, Any]]:
+    """The nodes that could hold `worker` if nothing else did, as Ray lists them."""
+    cpus, gpus = (worker.cpus, worker.gpus) if worker else (0, 0)
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= cpus
+        and node["Resources"].get("GPU", 0) >= gpus
+    ]
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """What a node is called, of those that `ray.nodes()` lists."""
+    return f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+
+
 def _remove_folders_of_killed_drivers() -> None:
     """A driver that was killed could not remove its Ray's files; the next one here does."""
     for folder in Path(_SHORT_TEMPORARY_FOLDER).glob(f"{_FOLDER_PREFIX}[0-9]*-*"):
@@ -263,7 +292,7 @@ def _remove_folders_of_killed_drivers() -> None:
             continue  # somebody else's
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Ray itself would try for minutes and then end the process."""
     host, separator, port = address.rpartition(":")
     if not separator:

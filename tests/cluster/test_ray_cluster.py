@@ -78,6 +78,14 @@ def test_work_that_has_ended_is_not_cancelled(
     cluster.cancel([])
 
 
+def test_node_that_does_not_answer_in_time_counts_as_lost(cluster: RayCluster) -> None:
+    (late,) = cluster.on_every_node(time.sleep, 600, timeout_s=0.5).values()
+    assert isinstance(late.error, WorkerLostError)
+    assert str(late.error) == "no answer within 0.5 s"
+    (in_time,) = cluster.on_every_node(double, 21, timeout_s=60).values()
+    assert in_time.unwrap() == 42
+
+
 def test_map_starts_a_lost_item_again_and_keeps_the_order(
     cluster: RayCluster, tmp_path: Path
 ) -> None:

@@ -99,6 +99,17 @@ class Nodes:
         if not number:
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    def raylet(self, number: int) -> int:
+        """The process of a node's raylet, a child of `ray start`."""
+        starter = self._processes[number].pid
+        children = Path(f"/proc/{starter}/task/{starter}/children").read_text().split()
+        (raylet,) = (
+            child
+            for child in children
+            if Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet")
+        )
+        return int(raylet)
+
     def _is_there(self) -> bool:
         """Whether the dashboard knows of all nodes."""
         assert self._settings is not None
@@ -130,3 +141,15 @@ def _answers() -> bool:
     except OSError:
         return False
     return True
+
+
+def nodes_alive() -> int:
+    """As a driver sees it that has no token."""
+    code = (
+        f"import ray; ray.init(address='{ADDRESS}', log_to_driver=False)\n"
+        "print('nodes', sum(node['Alive'] for node in ray.nodes()))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | SETTINGS, capture_output=True, text=True
+    )
+    return int(told.stdout.rpartition("nodes ")[2] or 0)

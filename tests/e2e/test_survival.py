@@ -4,14 +4,13 @@ import json
 import os
 import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import tiny_pipeline, write_pipeline
-from nodes import ADDRESS, SETTINGS, Nodes
+from nodes import ADDRESS, SETTINGS, Nodes, nodes_alive
 from processes import PRETUNE, pretune, wait_for
 
 from workflows.history import head, run_ids
@@ -167,17 +166,6 @@ def refused_or_run(
     return pretune("run", pipeline, *arguments, folder=folder, **settings, **SETTINGS)
 
 
-def nodes_alive(folder: Path) -> int:
-    code = (
-        f"import ray; ray.init(address='{ADDRESS}', log_to_driver=False)\n"
-        "print('nodes', sum(node['Alive'] for node in ray.nodes()))"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | SETTINGS, capture_output=True, text=True
-    )
-    return int(told.stdout.rpartition("nodes ")[2] or 0)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may hide a folder from a process")
 def test_storage_that_a_node_cannot_see_is_refused_before_anything_runs(tmp_path: Path) -> None:
     data, storage = tiny_pipeline(tmp_path), tmp_path / "storage"
@@ -188,7 +176,7 @@ def test_storage_that_a_node_cannot_see_is_refused_before_anything_runs(tmp_path
     with Nodes() as nodes:
         nodes.add(cpus=2)
         nodes.add(cpus=2, through=["unshare", "--mount", "sh", "-c", hidden, "sh"])
-        wait_for(lambda: nodes_alive(tmp_path) == 2, timeout_s=60)
+        wait_for(lambda: nodes_alive() == 2, timeout_s=60)
         answer = refused_or_run(pipeline, tmp_path)
     assert answer.returncode == 2
     assert "is not seen by 1 of 2 nodes" in answer.stderr
@@ -217,7 +205,7 @@ def test_nodes_that_share_nothing_but_an_object_store_train_together(
     with Nodes() as nodes:
         for name in ("first", "second"):
             nodes.add(cpus=1, settings={"PRETUNE_CACHE": str(tmp_path / name)})
-        wait_for(lambda: nodes_alive(tmp_path) == 2, timeout_s=60)
+        wait_for(lambda: nodes_alive() == 2, timeout_s=60)
         process = subprocess.Popen(
             [PRETUNE, "run", str(pipeline)],
             env=os.environ | SETTINGS,

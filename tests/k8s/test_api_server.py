@@ -13,16 +13,32 @@ import ray_operator
 import requests
 import yaml
 from api_objects import RESOURCES, has_fields, selects
-from api_server import Access, ApiServer, is_allowed
+from api_server import Access, ApiServer, is_allowed, serving
 from api_store import Key
 from ray_operator import RayOperator
-from rendering import K8S, crd_kinds, executable, of_kind, render, title, with_components
+from rendering import (
+    K8S,
+    crd_kinds,
+    executable,
+    known_kinds,
+    of_kind,
+    render,
+    title,
+    with_components,
+)
 from schemas import Document
 
 Kubectl = Callable[..., "subprocess.CompletedProcess[str]"]
 RAYJOBS = "/apis/ray.io/v1/namespaces/pretune/rayjobs"
 MERGE = {"Content-Type": "application/merge-patch+json"}
 RAYJOB = next(one for one in RESOURCES if one.kind == "RayJob")
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[ApiServer]:
+    """With nothing in it; it checks custom resources where their schemas are at hand."""
+    with serving(known_kinds(), tmp_path) as server:
+        yield server
 
 
 @pytest.fixture

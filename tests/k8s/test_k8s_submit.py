@@ -3,21 +3,29 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray_operator
 from api_objects import RESOURCES, resource_of
-from api_server import ApiServer
+from api_server import ApiServer, serving
 from api_store import Wanted
 from ray_operator import RayOperator, Stage
-from rendering import ROOT, of_kind, with_components
+from rendering import ROOT, known_kinds, of_kind, with_components
 from schemas import Document
 
 pytestmark = pytest.mark.slow
 RAYJOB = next(one for one in RESOURCES if one.kind == "RayJob")
 DOCUMENTS = with_components("kueue", "auth-token")
 (ROLE,) = (one for one in of_kind(DOCUMENTS, "Role"))
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[ApiServer]:
+    """With nothing in it; it checks custom resources where their schemas are at hand."""
+    with serving(known_kinds(), tmp_path) as server:
+        yield server
 
 
 @pytest.fixture
