@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
@@ -45,8 +46,9 @@ def doctor(
         address = address or config.cluster.address
     try:
         ClusterConfig(address=address)
-    except ValueError as error:
-        raise usage_error(f"--address {address}: {error}") from None
+    except ValidationError as error:
+        told = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise usage_error(f"--address {address}: {told}") from None
     where = Storage.at(named) if named else None
 
     from workflows.doctor import Wanted, examine  # loads Ray

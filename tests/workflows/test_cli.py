@@ -25,6 +25,7 @@ COMMANDS = [
     ["models", "show"],
     ["models", "sync"],
     ["predict"],
+    ["doctor"],
 ]
 
 
@@ -41,6 +42,13 @@ def test_help_of_every_command_has_an_example(command: list[str]) -> None:
     assert answer.exit_code == 0
     assert f"pretune {' '.join(command)}" in " ".join(answer.stdout.split())
     assert "Example:" in answer.stdout
+
+
+def test_doctor_refuses_an_address_of_ray_client_in_one_line(tmp_path: Path) -> None:
+    answer = pretune("doctor", "--address", "ray://head:10001", folder=tmp_path)
+    assert answer.returncode == 2
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("--address ray://head:10001: ray:// (Ray Client) cannot run Ray Train")
 
 
 def test_plan_tells_what_would_run_and_writes_nothing(
