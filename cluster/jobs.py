@@ -134,7 +134,10 @@ class Jobs:
 
     def stop(self, submission_id: str) -> None:
         """SIGTERM to its driver; SIGKILL after the head's RAY_JOB_STOP_WAIT_TIME_S."""
-        self._call("POST", f"/api/jobs/{quote(submission_id, safe='')}/stop")
+        answer = self._call("POST", f"/api/jobs/{quote(submission_id, safe='')}/stop")
+        if answer.status_code == requests.codes.not_found:
+            raise RefusedError(f"{self.url} knows of no run {submission_id}")
+        self._json(answer)
 
     def _is_there(self, job: Job) -> bool:
         found = self.get(job.submission_id)
@@ -201,6 +204,8 @@ class JobRun:
 
     jobs: Jobs
     submission_id: str
+    forgotten: RemoteStatus | None = None
+    """A head that was started anew knows no earlier job, whatever became of it."""
 
     def status(self) -> RemoteStatus | None:
         """As Ray tells it."""

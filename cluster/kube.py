@@ -11,9 +11,10 @@ import yaml
 from cluster import rayjobs
 from cluster.kubectl import ExistsError, Kubectl, NotFoundError
 from cluster.rayjobs import GROUP, KIND, RUN, SUBMITTER, TEMPLATE, TEMPLATES
-from cluster.remote import RefusedError, RemoteState, RemoteStatus
+from cluster.remote import ContactError, RefusedError, RemoteState, RemoteStatus
 
 SCHEME = "kube"
+_DELETED = RemoteStatus(RemoteState.STOPPED, "its RayJob was deleted")
 _KUEUE = "kueue.x-k8s.io/v1beta2"
 
 
@@ -31,9 +32,10 @@ class Kube:
 
     @property
     def address(self) -> str:
-        """By which it is found again."""
-        context = f"{self.kubectl.context}@" if self.kubectl.context else ""
-        return f"{SCHEME}://{context}{self.kubectl.namespace}"
+        """By which it is found again, also when another context is the current one."""
+        context = self.kubectl.current_context
+        chosen = f"{context}@" if context else ""
+        return f"{SCHEME}://{chosen}{self.kubectl.namespace}"
 
     def template(self, reference: str) -> Mapping[str, Any]:
         """A template of the namespace, named `raycronjob/NAME`.
@@ -56,15 +58,21 @@ class Kube:
         Raises:
             RefusedError: what has the name is another run.
         """
+        name = document["metadata"]["name"]
         try:
             self.kubectl.create(self.kubectl.path(GROUP, KIND), document)
+        except NotFoundError as error:
+            raise RefusedError(f"no RayJob can be created: {error}; is KubeRay there?") from None
         except ExistsError:
-            metadata = document["metadata"]
-            found = self.kubectl.get(self.kubectl.path(GROUP, KIND, metadata["name"]))
-            if found["spec"].get("entrypoint") != document["spec"]["entrypoint"]:
+            found = self.get(name)
+            if found is None:
+                raise ContactError(f"RayJob {name} was there and is gone; try again") from None
+            if found["metadata"].get("deletionTimestamp"):
+                raise ContactError(f"RayJob {name} is being deleted; try again") from None
+            if rayjobs.digest_of(found) != rayjobs.digest_of(document):
                 raise RefusedError(
-                    f"there is a RayJob {metadata['name']} with another entrypoint: "
-                    f"{found['spec'].get('entrypoint')}; give another --run-id, or none"
+                    f"there is a RayJob {name} that was made of something else; give another "
+                    "--run-id, or none"
                 ) from None
             return False
         return True
@@ -79,12 +87,21 @@ class Kube:
         path = self.kubectl.path(GROUP, KIND)
         return list(self.kubectl.get(path, labelSelector=RUN)["items"])
 
-    def delete(self, name: str) -> None:
-        """Delete a RayJob, with its Ray cluster; nothing where there is none."""
+    def delete(self, name: str) -> bool:
+        """Delete a RayJob, with its Ray cluster; whether there was one."""
         try:
             self.kubectl.delete(self.kubectl.path(GROUP, KIND, name))
         except NotFoundError:
-            return
+            return False
+        return True
+
+    def get(self, name: str) -> Mapping[str, Any] | None:
+        """A RayJob; None where there is none of that name."""
+        try:
+            found: Mapping[str, Any] = self.kubectl.get(self.kubectl.path(GROUP, KIND, name))
+        except NotFoundError:
+            return None
+        return found
 
     def run(self, run_id: str) -> "KubeRun":
         """One run, whether there is one or not."""
@@ -98,10 +115,11 @@ class KubeRun:
     kube: Kube
     name: str
     """Of the RayJob."""
+    forgotten: RemoteStatus | None = _DELETED
 
     def status(self) -> RemoteStatus | None:
         """As KubeRay tells it; of one that waits with the reasons that Kueue and pods give."""
-        found = self._rayjob()
+        found = self.kube.get(self.name)
         if found is None:
             return None
         status = rayjobs.status_of(found)
@@ -111,7 +129,18 @@ class KubeRun:
 
     def log(self) -> str:
         """What the submitter's container printed, which is what the driver printed."""
-        found = self._rayjob()
+        try:
+            return self._log()
+        except NotFoundError:  # the cluster is being taken away
+            return ""
+
+    def stop(self) -> None:
+        """Delete it; its pods have their grace period."""
+        if not self.kube.delete(self.name):
+            raise RefusedError(f"there is no RayJob {self.name} in {self.kube.kubectl.namespace}")
+
+    def _log(self) -> str:
+        found = self.kube.get(self.name)
         if found is None:
             return ""
         kubectl = self.kube.kubectl
@@ -128,19 +157,14 @@ class KubeRun:
                     return kubectl.text(path, container=SUBMITTER)
         return ""
 
-    def stop(self) -> None:
-        """Delete it; its pods have their grace period."""
-        self.kube.delete(self.name)
-
-    def _rayjob(self) -> Mapping[str, Any] | None:
-        kubectl = self.kube.kubectl
-        try:
-            found: Mapping[str, Any] = kubectl.get(kubectl.path(GROUP, KIND, self.name))
-        except NotFoundError:
-            return None
-        return found
-
     def _reasons(self, document: Mapping[str, Any]) -> list[str]:
+        """Good to know; whoever may not ask for them, or has no Kueue, follows all the same."""
+        try:
+            return self._found_reasons(document)
+        except (NotFoundError, ContactError, RefusedError):
+            return []
+
+    def _found_reasons(self, document: Mapping[str, Any]) -> list[str]:
         kubectl, metadata = self.kube.kubectl, document["metadata"]
         workloads = []
         if rayjobs.QUEUE in (metadata.get("labels") or {}):

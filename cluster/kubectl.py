@@ -22,7 +22,10 @@ _IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _TIMEOUT_S = 30
 _LATE_S = 10.0
 _REASON = re.compile(r"Error from server(?: \((?P<reason>\w+)\))?: (?P<message>.*)", re.DOTALL)
-_NETWORK = ("Unable to connect", "connection to the server", "timeout", "deadline exceeded", "EOF")
+_NETWORK = (
+    *("Unable to connect", "connection to the server", "connection lost", "connection reset"),
+    *("timeout", "deadline exceeded", "EOF"),
+)
 _LATER = {"ServiceUnavailable", "TooManyRequests", "Timeout", "ServerTimeout", "InternalError"}
 
 
@@ -51,10 +54,23 @@ class Kubectl:
         """The namespace that is asked."""
         if self.named:
             return self.named
-        if self.context is None and _IN_POD.is_file():
+        if self._is_in_pod:
             return _IN_POD.read_text(encoding="utf-8").strip()
         view = ("config", "view", "--minify", "--output=jsonpath={..namespace}")
         return self._run(*view).strip() or "default"
+
+    @property
+    def current_context(self) -> str | None:
+        """The context that is asked; None in a pod, where there is none."""
+        if self.context or self._is_in_pod:
+            return self.context
+        return self._run("config", "current-context").strip()
+
+    @property
+    def _is_in_pod(self) -> bool:
+        """As kubectl decides: a configuration comes before the service account."""
+        has_config = os.environ.get("KUBECONFIG") or (Path.home() / ".kube" / "config").is_file()
+        return self.context is None and not has_config and _IN_POD.is_file()
 
     def get(self, path: str, **query: str) -> Any:
         """An object, or a list of them; `path` as of `rayjobs`."""
@@ -122,6 +138,8 @@ def _error(said: str) -> Exception:
         return kind(f"kubectl: {said}")
     reason, message = found["reason"], found["message"].strip()
     match reason:
+        case None:  # of its store: no leader, a request that timed out
+            return ContactError(f"the Kubernetes API server: {message}")
         case "NotFound":
             return NotFoundError(message)
         case "AlreadyExists":

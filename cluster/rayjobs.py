@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from cluster.remote import RefusedError, RemoteState, RemoteStatus
 GROUP, KIND, TEMPLATES = "ray.io/v1", "rayjobs", "raycronjobs"
 RUN, TEMPLATE = "pretune.io/run", "pretune.io/template"
 """Labels: the run of a RayJob, and the template it was made of."""
+DIGEST = "pretune.io/digest"
+"""Annotation: of the document as it was submitted."""
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 SUBMITTER = "ray-job-submitter"
 """The container that prints what the driver prints, with KubeRay's SidecarMode."""
@@ -24,7 +27,8 @@ _LONGEST_NAME = 47
 """KubeRay appends to it what makes the names of its services."""
 _COPIED = ("kueue.x-k8s.io/", "volcano.sh/", "yunikorn.apache.org/", "kai.scheduler/", "ray.io/")
 _ALSO_COPIED = ("app.kubernetes.io/", "pretune.io/")
-_EXPANDED = set("$`")
+_EXPANDED = set("$`\\")
+_PLAIN = re.compile(r"[A-Za-z0-9._=:/,@%+ -]*")
 _COMMAND = "pretune run "
 _EARLIEST = 25_000_000
 """Minutes; a number at the end of another name is smaller."""
@@ -58,6 +62,15 @@ def name_of(run_id: str) -> str:
     return f"{name[: _LONGEST_NAME - 9].rstrip('-')}-{digest}"
 
 
+def name_of_template(template: Document) -> str:
+    """By which runs are told whose they are; of a document that asks for a name, its beginning."""
+    metadata = template.get("metadata") or {}
+    name = metadata.get("name") or str(metadata.get("generateName", "")).rstrip("-")
+    if not name:
+        raise RefusedError("the template has no metadata.name")
+    return str(name)
+
+
 def scheduled(template: str, job: str) -> str:
     """The run id of a CronJob's tick: Kubernetes names its jobs `<cronjob>-<minutes since 1970>`.
 
@@ -87,12 +100,7 @@ def rayjob(template: Document, changes: Changes) -> dict[str, Any]:
             raise RefusedError(f"expected a RayCronJob or a RayJob as template (got {kind})")
     spec.pop("suspend", None)
     spec["entrypoint"] = _with_overrides(spec.get("entrypoint", ""), changes.overrides)
-    for name, value in changes.environment.items():
-        if set(value) & _EXPANDED:
-            raise RefusedError(
-                f"--env {name}: KubeRay's submitter hands the value to a shell, which would expand "
-                "a $ or ` in it; take it from a Secret in the template instead"
-            )
+    _check_values(changes)
     own = {_RUN_ID: changes.run_id} | ({_STORAGE: changes.storage} if changes.storage else {})
     spec["runtimeEnvYAML"] = _with_variables(
         spec.get("runtimeEnvYAML") or "", {**changes.environment, **own}
@@ -102,23 +110,30 @@ def rayjob(template: Document, changes: Changes) -> dict[str, Any]:
         for container in _containers(spec):
             container["image"] = changes.image
     of_template = template["metadata"]
+    source = name_of_template(template)
     labels = _copied(of_template.get("labels") or {})
-    labels |= {TEMPLATE: of_template["name"], RUN: name_of(changes.run_id)}
+    labels |= {TEMPLATE: source, RUN: name_of(changes.run_id)}
     labels |= {QUEUE: changes.queue} if changes.queue else {}
     labels |= {PRIORITY: changes.priority} if changes.priority else {}
+    annotations = {**_copied(of_template.get("annotations") or {}), RUN: changes.run_id}
+    told = json.dumps([labels, annotations, spec], sort_keys=True, default=str)
+    annotations[DIGEST] = hashlib.sha256(told.encode()).hexdigest()[:16]
     return {
         "apiVersion": GROUP,
         "kind": "RayJob",
         "metadata": {
             "name": name_of(changes.run_id),
             "labels": labels,
-            "annotations": {
-                **_copied(of_template.get("annotations") or {}),
-                RUN: changes.run_id,
-            },
+            "annotations": annotations,
         },
         "spec": spec,
     }
+
+
+def digest_of(document: Document) -> str:
+    """Of what a RayJob was made of, however the API server has completed it since."""
+    annotations = document["metadata"].get("annotations") or {}
+    return str(annotations.get(DIGEST, ""))
 
 
 def status_of(document: Document, reasons: Sequence[str] = ()) -> RemoteStatus:
@@ -175,6 +190,23 @@ def outdated(documents: Sequence[Document], keep: int) -> list[str]:
         key=lambda one: str(one["metadata"].get("creationTimestamp", "")),
     )
     return [str(one["metadata"]["name"]) for one in finished[: max(0, len(finished) - keep)]]
+
+
+def _check_values(changes: Changes) -> None:
+    """KubeRay's submitter hands them to a shell, and what that leaves to a second one."""
+    quoted = {f"--env {name}": value for name, value in changes.environment.items()}
+    quoted |= {f"--metadata {name}": value for name, value in changes.metadata.items()}
+    for option, value in (quoted | {"--storage": changes.storage or ""}).items():
+        if set(value) & _EXPANDED:
+            raise RefusedError(
+                f"{option}: a shell would expand a $, ` or \\ in the value; put it into the "
+                "template, or into a Secret that it names"
+            )
+    for override in changes.overrides:
+        if not _PLAIN.fullmatch(override):
+            raise RefusedError(
+                f"--set {override}: shells would change this value; put it into the pipeline file"
+            )
 
 
 def _with_overrides(entrypoint: str, overrides: Sequence[str]) -> str:

@@ -43,17 +43,21 @@ class RefusedError(ValueError):
 
 
 class RemoteRun(Protocol):
-    """One submitted run."""
+    """One submitted run; every call raises `ContactError` and `RefusedError`, as they say."""
+
+    @property
+    def forgotten(self) -> RemoteStatus | None:
+        """What it means that the cluster knew of the run and does not any more; None: nothing."""
 
     def status(self) -> RemoteStatus | None:
-        """How far it is; None where the cluster knows of no such run.
-
-        Raises:
-            ContactError, RefusedError: as they say.
-        """
+        """How far it is; None where the cluster knows of no such run."""
 
     def log(self) -> str:
-        """What its driver has printed so far, from the beginning; raises as `status`."""
+        """What its driver has printed so far, from the beginning."""
 
     def stop(self) -> None:
-        """End it as a scheduler would: its driver is told, and killed when that takes too long."""
+        """End it as a scheduler would: its driver is told, and killed when that takes too long.
+
+        Raises:
+            RefusedError: there is no such run, too.
+        """

@@ -47,6 +47,12 @@ def find(file: Path | None = None, host: str = "localhost") -> Token | None:
     return _read(default) if is_for_it and default.is_file() else None
 
 
+def files(file: Path | None = None) -> list[Path]:
+    """Files that hold a token, of those that are named; they are for nobody else."""
+    named = [Path(os.environ[_PATH])] if os.environ.get(_PATH) else []
+    return [*named, *([file] if file else [])]
+
+
 def _read(file: Path) -> Token:
     try:
         value = file.read_text(encoding="utf-8").strip()
@@ -54,4 +60,6 @@ def _read(file: Path) -> Token:
         raise TokenError(f"{file}: the token cannot be read: {error}") from error
     if not value:
         raise TokenError(f"{file}: there is no token in it")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise TokenError(f"{file}: no token, which is one word of printable characters")
     return Token(value)

@@ -21,6 +21,7 @@ from workflows.cli_runs import list_runs, logs, status, stop
 from workflows.cli_submit import submit
 from workflows.config import ConfigError, PipelineConfig, load_config
 from workflows.console import (
+    STOPPED,
     STORAGE,
     USAGE,
     AsJson,
@@ -162,6 +163,10 @@ def run(
         check_run_id(run_id)
     changes = [*(overrides or ()), *([f"storage={storage}"] if storage else [])]
     opened = _open(pipeline, changes, run_id)
+    if run_id is not None and opened.paths.was_asked_to_stop:
+        # Whoever starts a command that has failed once more, as KubeRay does, is told again.
+        err.print(f"{run_id} was asked to stop; another --run-id goes on with what is finished")
+        raise typer.Exit(STOPPED)
     _run_to_the_end(opened, _selection(only, from_, force), fail_fast=fail_fast, as_json=as_json)
 
 

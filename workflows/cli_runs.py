@@ -1,5 +1,6 @@
 """The verbs about runs that were begun, here or on another cluster."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from workflows.cli_submit import (
     refusals_told,
 )
 from workflows.console import (
+    CONTACT_LOST,
     STORAGE,
     AsJson,
     StorageOption,
@@ -29,13 +31,17 @@ from workflows.execution import RunPaths
 from workflows.following import OUTCOMES, Follower
 from workflows.progress import RunView, clock
 from workflows.session import live_view
-from workflows.storage import Storage
+from workflows.storage import Storage, StorageError
 from workflows.submitting import remote_at, states_at
 
 RunId = Annotated[str | None, typer.Argument(help="A run; the newest where absent.")]
 
 _POLL_S = 1.0
 _SHOWN_RUNS = 20
+_SAVING_S = 180.0
+"""Longer than `cluster.stop_grace_s`, after which a driver ends without a checkpoint."""
+_SILENT_S = 3600.0
+"""Of a run whose driver was killed no end is told."""
 
 
 def status(
@@ -54,9 +60,12 @@ def status(
     """
     paths, remote = _found(run_id, storage, address, token_file)
     if watch:
-        raise typer.Exit(_watch(paths, remote, Console(stderr=True) if as_json else out))
+        console = Console(stderr=True) if as_json else out
+        raise typer.Exit(_watch(paths, remote, console, address))
     said = _asked(remote)
     view = history.view(paths)
+    if said is None and not view.steps and view.last_event_at is None:
+        raise usage_error(f"nothing is known of a run {paths.run_id}")
     if as_json:
         last, outcome = view.last_event_at, view.outcome
         facts = {"run": paths.run_id, "outcome": outcome, "last_event_at": last}
@@ -117,14 +126,17 @@ def stop(
     Example: `pretune stop tweets-20261122-143000-1a2b --storage ./pretune-data`
     """
     paths, remote = _found(run_id, storage, address, token_file)
-    if history.head(paths.storage, paths.run_id) is not None:
-        paths.storage.write(paths.stop, b"")
-    elif remote is not None:
-        with refusals_told():
-            remote.stop()
-    else:
+    has_begun = history.head(paths.storage, paths.run_id) is not None
+    if has_begun:
+        paths.ask_to_stop()
+    elif remote is None:
         raise usage_error(f"{paths.run_id} has not begun; give the --address it was submitted to")
     out.print(f"asked {paths.run_id} to end", highlight=False)
+    if remote is not None and (remote.forgotten is not None or not has_begun):
+        if has_begun:
+            _wait_for_the_end(paths)  # its cluster, which is its own, holds what it saves
+        with refusals_told():
+            remote.stop()
 
 
 def list_runs(
@@ -191,16 +203,31 @@ def _asked(remote: RemoteRun | None) -> RemoteStatus | None:
         return None
 
 
-def _watch(paths: RunPaths, remote: RemoteRun | None, console: Console) -> int:
-    how = f"pretune status {paths.run_id} --watch --storage {paths.storage.root}"
+def _wait_for_the_end(paths: RunPaths) -> None:
+    until = time.monotonic() + _SAVING_S
+    while time.monotonic() < until:
+        if history.view(paths, of_driver=True).outcome is not None:
+            return
+        time.sleep(_POLL_S)
+
+
+def _watch(paths: RunPaths, remote: RemoteRun | None, console: Console, address: str | None) -> int:
+    where = f" --address {address}" if address else ""
+    how = f"pretune status {paths.run_id} --watch --storage {paths.storage.root}{where}"
     if remote is not None:
         seen = paths if submission.visible(paths.storage.root) else None
         return follow_or_leave(Follower(remote, seen, console), how)
     found = history.head(paths.storage, paths.run_id)
     with live_view(console, paths, found.steps if found else ()) as live:
         while live.view.outcome is None:
-            live.tick()
+            with contextlib.suppress(StorageError):  # it is looked at again
+                live.tick()
+            if time.time() - (live.view.last_event_at or time.time()) > _SILENT_S:
+                break
             time.sleep(_POLL_S)
+    if live.view.outcome is None:
+        console.print("nothing was heard of it for an hour; its driver may have been killed")
+        return CONTACT_LOST
     for line in live.view.said:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return OUTCOMES[live.view.outcome]

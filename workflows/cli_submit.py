@@ -84,10 +84,11 @@ def submit(
     queue: Annotated[str | None, typer.Option(help="Of Kueue.")] = None,
     priority: Annotated[str | None, typer.Option(help="WorkloadPriorityClass of Kueue.")] = None,
     concurrency: Annotated[
-        Concurrency, typer.Option(help="While a run of the template goes on.")
-    ] = Concurrency.ALLOW,
+        Concurrency | None,
+        typer.Option(help="While a run of the template goes on; allow when absent."),
+    ] = None,
     keep: Annotated[
-        int | None, typer.Option(min=0, help="Delete finished RayJobs of the template but these.")
+        int | None, typer.Option(min=0, help="Delete its other finished RayJobs but so many.")
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--detach", help="Follow the run to its end, or leave it.")
@@ -126,6 +127,8 @@ def submit(
         place = f" --storage {sent.storage}" if sent.storage else ""
         how = f"pretune status {sent.run_id} --watch --address {sent.address}{place}"
         code = follow_or_leave(Follower(sent.remote, paths, console, pending_timeout), how)
+        if code and not sent.is_new:
+            console.print("it was there before; another --run-id goes on with what is finished")
     if as_json:
         facts = {"run": sent.run_id, "is_new": sent.is_new, "address": sent.address}
         print_json({**facts, "storage": sent.storage, "exit_code": code})
@@ -139,7 +142,7 @@ def _noted(sent: Sent) -> RunPaths | None:
         return None
     paths = RunPaths(seen, sent.run_id)
     try:
-        submission.note(paths, sent.pipeline, sent.address)
+        submission.note(paths, sent.pipeline, sent.address, is_new=sent.is_new)
     except StorageError as error:  # the cluster's nodes may have credentials that are not here
         line = f"the storage is not seen from here: {error}; the driver's log is shown instead"
         err.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 Spec = TypeVar("Spec", bound=Schema)
 
 _STOP_CHECK_EVERY_S = 1.0
+_ASKED = b"asked"
 
 # Inputs of which a step's workers open the files they need when they need them.
 _STREAMED = {"pretrain": {"tokens"}, "tune": {"features"}}
@@ -70,6 +71,18 @@ class RunPaths:
     def stop(self) -> str:
         """Its existence asks the run to end."""
         return f"{self.directory}/stop"
+
+    def ask_to_stop(self) -> None:
+        """Ask the run to end; under its name it does not go on by itself any more."""
+        self.storage.write(self.stop, _ASKED)
+
+    @property
+    def was_asked_to_stop(self) -> bool:
+        """Whether somebody asked; a run that is ended by a signal leaves an empty file."""
+        try:
+            return self.storage.read(self.stop) == _ASKED
+        except FileNotFoundError:
+            return False
 
     def family(self, steps: tuple[StepRef, ...]) -> Family:
         """The models that steps judge."""

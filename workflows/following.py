@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from cluster.remote import ContactError, RemoteRun, RemoteState, RemoteStatus
+from cluster.remote import ContactError, RefusedError, RemoteRun, RemoteState, RemoteStatus
 from workflows import history, progress
 from workflows.console import CONTACT_LOST, FAILED, NOT_ADMITTED, RESUME_ME, STOPPED, USAGE
 from workflows.execution import RunPaths
@@ -69,11 +69,15 @@ class Follower:
     def _follow(self) -> int:
         began = answered = self.clock()
         running: float | None = None
+        is_known = False
         while True:
             now = self.clock()
             try:
                 status = self.remote.status()
-            except ContactError as error:
+            except (ContactError, RefusedError) as error:
+                # Who was let in once is not turned away for good: logins expire, servers restart.
+                if isinstance(error, RefusedError) and not is_known:
+                    raise
                 if now - answered > _LOST_AFTER_S:
                     return self._without_cluster(str(error))
                 self._tell(f"{error}; trying again")
@@ -81,24 +85,33 @@ class Follower:
                 continue
             answered = now
             if status is None:
-                return self._without_cluster("the cluster knows of no such run")
+                gone = self.remote.forgotten if is_known else None
+                return self._without_cluster("the cluster knows of no such run", gone)
+            is_known = True
             if status.is_ended:
                 return self._end(status)
             if status.state is RemoteState.PENDING:
                 self._tell(f"waiting: {status.message}")
-                if now - began > self.pending_timeout_s:
-                    return self._withdraw(status)
+                # One that had begun, and waits for another attempt or its quota, is left alone.
+                is_late = running is None and now - began > self.pending_timeout_s
+                if is_late and self._is_withdrawn(status):
+                    return NOT_ADMITTED
             else:
                 running = running or now
                 self._try_to_show(now - running)
             self.sleep(_POLL_S)
 
-    def _withdraw(self, status: RemoteStatus) -> int:
-        self.remote.stop()
+    def _is_withdrawn(self, status: RemoteStatus) -> bool:
+        """Whether the cluster was told; else it is tried again."""
+        try:
+            self.remote.stop()
+        except ContactError as error:
+            self._tell(f"{error}; trying again")
+            return False
         # A driver that waits for its node hears of it when it gets there, and then ends.
         waited = f"{self.pending_timeout_s:g} s"
         self._print(f"not begun within {waited}, and withdrawn: {status.message}")
-        return NOT_ADMITTED
+        return True
 
     def _try_to_show(self, running_s: float) -> None:
         """A storage that does not answer is looked at again later."""
@@ -151,10 +164,13 @@ class Follower:
             self._print(f"{status.state}: {status.message}")
         return code
 
-    def _without_cluster(self, why: str) -> int:
-        """What the storage says of a run whose cluster says nothing."""
+    def _without_cluster(self, why: str, gone: RemoteStatus | None = None) -> int:
+        """What the storage says of a run whose cluster says nothing, or what that itself means."""
         self._print(why)
         view = self._journal()
+        if (view is None or view.outcome is None) and gone is not None:
+            self._print(f"{gone.state}: {gone.message}")
+            return exit_code(gone)
         if view is None or view.outcome is None:
             self._print("contact lost; how the run is is not known: look again with pretune status")
             return CONTACT_LOST

@@ -101,10 +101,14 @@ class Tail:
         return sorted(events, key=lambda event: event["time"])
 
     def _appended(self, name: str) -> Iterable[Event]:
-        with self._storage.path(f"{self._directory}/{name}").open("rb") as file:
-            file.seek(self._offsets.get(name, 0))
-            # A writer that was killed may leave half a line.
-            complete = file.read().rpartition(b"\n")[0]
+        path = self._storage.path(f"{self._directory}/{name}")
+        try:
+            with path.open("rb") as file:
+                file.seek(self._offsets.get(name, 0))
+                # A writer that was killed may leave half a line.
+                complete = file.read().rpartition(b"\n")[0]
+        except OSError as error:
+            raise storage.StorageError(storage.explain(error, str(path), "read")) from error
         if complete:
             self._offsets[name] = self._offsets.get(name, 0) + len(complete) + 1
         return _events(complete)

@@ -137,6 +137,13 @@ def trials(config: PipelineConfig, place: Place) -> Group:
     count = max(at_once, trial.workers)
     each = _worker_bytes(config, trial)
     group = _group(trial, count, count, place.gpus_per_pod, each, "cluster.trials")
+    # The user's own steps run where there is room: here.
+    own = [step.resources for step in config.steps.values()]
+    group = replace(
+        group,
+        cpus=max([group.cpus, *(step.cpus for step in own)]),
+        gpus=max([group.gpus, *(math.ceil(step.gpus) for step in own)]),
+    )
     return replace(group, least_pods=0, begin_pods=0) if _GROWS in place.components else group
 
 

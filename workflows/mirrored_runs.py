@@ -22,6 +22,8 @@ _RUN, _ATTEMPT, _FINGERPRINT = "pretune.run", "pretune.attempt", "pretune.finger
 _PARENT = "mlflow.parentRunId"
 _ARTIFACTS = "mlflow-artifacts"
 _LONGEST_PARAM = 500
+_UNKNOWN = "removed runs"
+"""The experiment of runs of which nothing is left but what they made."""
 _MOST_RUNS = 50_000
 """That MLflow gives in one answer."""
 
@@ -54,8 +56,20 @@ class MirroredRuns:
     def find_or_make(self, run_id: str) -> str:
         """MLflow's id of a pipeline's run."""
         run = history.name_of(self._where, run_id)
+        if not run.started:
+            return self._find_or_make_removed(run_id)
         begun = datetime.strptime(run.started, history.STAMP).replace(tzinfo=UTC)
         return self.find_or_make_named(run_id, run.pipeline, begun)
+
+    def _find_or_make_removed(self, run_id: str) -> str:
+        """Of a run that is not in the storage any more, of which MLflow may know from before."""
+        if run_id not in self._runs:
+            everywhere = [one.experiment_id for one in self._client.search_experiments()]
+            named = f"tags.`{_RUN}` = '{run_id}'"
+            found = self._client.search_runs(everywhere, named, max_results=1)
+            if found:
+                self._runs[run_id] = found[0].info.run_id
+        return self.find_or_make_named(run_id, _UNKNOWN, datetime.now(UTC))
 
     def find_or_make_named(self, name: str, pipeline: str, begun: datetime) -> str:
         """MLflow's id of a run that is in no other, found by its name in the tag `pretune.run`."""

@@ -37,6 +37,8 @@ class Session:
     """Folder of the pipeline file."""
     steps: list[Step]
     paths: RunPaths
+    is_named: bool = False
+    """Whether the run has a name that somebody chose."""
 
     @classmethod
     def open(
@@ -57,7 +59,8 @@ class Session:
         """
         steps = build_steps(config, outside.inspect(config, base), probes=probes)
         name = run_id or history.new_run_id(config.name)
-        opened = cls(config, base, steps, RunPaths(Storage.at(config.storage), name))
+        paths = RunPaths(Storage.at(config.storage), name)
+        opened = cls(config, base, steps, paths, is_named=run_id is not None)
         if run_id is not None:
             opened.check_name()
         return opened
@@ -84,7 +87,11 @@ class Session:
         """
         if planning.State.WAITING not in plan.states.values():
             self.paths.family(self._judging).settle(run=None)  # a run may have been killed before
-            return RunResult(plan.states)
+            result = RunResult(plan.states)
+            if self.is_named:  # somebody will look for it
+                self.write_head(plan)
+                self.write_end(progress.SUCCEEDED, summary_lines(self.summary(result)))
+            return result
         from cluster.ray_cluster import connect  # loads Ray
 
         console.print(f"run {self.paths.run_id}", highlight=False)
@@ -162,20 +169,21 @@ class Session:
             )
 
     def write_head(self, plan: Plan) -> None:
-        """What the run is about, before its first step; of one that goes on, it is there."""
+        """What the run is about, before its first step; of one that goes on, with a new start."""
         where, directory = self.paths.storage, self.paths.directory
-        if history.head(where, self.paths.run_id) is None:
-            where.write(f"{directory}/{PIPELINE}", as_yaml(self.config).encode())
-            steps = {step.name: [step.kind, step.fingerprint] for step in self.steps}
-            head = {
-                "schema_version": 3,
-                "pipeline": self.config.name,
-                "started": datetime.now(UTC).strftime(STAMP),
-                "steps": steps,
-                "folder": str(self.base),
-                "commit": commit_of(self.base),
-            }
-            where.create(f"{directory}/{PLAN}", json.dumps(head).encode())
+        is_new = history.head(where, self.paths.run_id) is None
+        keep = where.create if is_new else where.write
+        steps = {step.name: [step.kind, step.fingerprint] for step in self.steps}
+        head = {
+            "schema_version": 3,
+            "pipeline": self.config.name,
+            "started": datetime.now(UTC).strftime(STAMP),
+            "steps": steps,
+            "folder": str(self.base),
+            "commit": commit_of(self.base),
+        }
+        where.write(f"{directory}/{PIPELINE}", as_yaml(self.config).encode())
+        keep(f"{directory}/{PLAN}", json.dumps(head).encode())
         where.delete(self.paths.stop)
         journal = self.journal
         journal.append("run", outcome=None, said=[])

@@ -16,6 +16,7 @@ from trainers import files
 from workflows.config import ConfigError, PipelineConfig, load_config
 from workflows.execution import RunPaths
 from workflows.history import STAMP, SUBMISSION, new_run_id
+from workflows.journal import DRIVER, Journal
 from workflows.storage import Storage, scheme_of
 
 RUN_ID = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -38,6 +39,8 @@ class Wanted:
     environment: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     driver_resources: Mapping[str, float] = field(default_factory=dict)
+    secrets: Sequence[Path] = ()
+    """Files that are not sent, wherever they lie."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def prepare(wanted: Wanted, storage: str | None, scratch: Path) -> Prepared:
     file = wanted.pipeline.resolve()
     if not file.is_relative_to(folder):
         raise ConfigError(f"{wanted.pipeline} is not in --working-dir {folder}, which is sent")
-    sent = package.pack(folder, scratch, leave_out=_not_sent(config))
+    left_out = [*_not_sent(config), *wanted.secrets]
+    sent = package.pack(folder, scratch, leave_out=left_out)
     problems = list(_not_there(config, file.parent, folder, sent))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -79,9 +83,9 @@ def _prepared(
     config: PipelineConfig | None,
     sent: Package | None,
 ) -> Prepared:
-    name = config.name if config else Path(pipeline).stem
+    name = config.name if config else re.sub(r"[^a-z0-9]+", "-", Path(pipeline).stem.lower())
     storage = config.storage if config else _named_storage(overrides)
-    _check_storage(storage)
+    check_storage(storage)
     run_id = wanted.run_id or new_run_id(name)
     check_run_id(run_id)
     options = [f"--run-id={run_id}", *(f"--set={one}" for one in overrides)]
@@ -115,8 +119,15 @@ def visible(storage: str) -> Storage | None:
     return Storage.at(storage) if scheme_of(storage) or Path(storage).is_dir() else None
 
 
-def note(paths: RunPaths, pipeline: str, address: str) -> None:
-    """Write down where a run was submitted to, so that it is found by its name."""
+def note(paths: RunPaths, pipeline: str, address: str, *, is_new: bool) -> None:
+    """Write down where a run was submitted to, so that it is found by its name.
+
+    How an earlier one of its name ended is no news of a new one.
+    """
+    if is_new:
+        journal = Journal(paths.storage, paths.events, DRIVER)
+        journal.append("run", outcome=None, said=[])
+        journal.flush()
     told = {
         "schema_version": 1,
         "pipeline": pipeline,
@@ -135,7 +146,12 @@ def address_of(paths: RunPaths) -> str | None:
     return str(told["address"])
 
 
-def _check_storage(storage: str) -> None:
+def check_storage(storage: str) -> None:
+    """Whether what is made outlives the run.
+
+    Raises:
+        ConfigError: it is a folder relative to where a command runs.
+    """
     if not scheme_of(storage) and not Path(storage).is_absolute():
         raise ConfigError(
             f"storage: {storage} is a folder relative to where the command runs, which on a "

@@ -60,7 +60,7 @@ class Asked:
     image: str | None
     queue: str | None
     priority: str | None
-    concurrency: Concurrency
+    concurrency: Concurrency | None
     keep: int | None
     wait: bool
     pending_timeout: float
@@ -144,6 +144,7 @@ def to_ray(asked: Asked, console: Console) -> Sent:
         metadata=asked.pairs,
         # As little as can be asked for: the node is what is wanted.
         driver_resources={asked.driver_on: 0.001} if asked.driver_on else {},
+        secrets=tokens.files(asked.token_file),
     )
     jobs = jobs_at(asked.address, asked.token_file)
     with TemporaryDirectory() as scratch:
@@ -173,9 +174,13 @@ def to_kube(asked: Asked) -> Sent:
     _refuse("does not go with --kube, whose template says it", asked, _OF_RAY)
     if (asked.template is None) == (asked.file is None):
         raise RefusedError("--kube: give --from raycronjob/NAME or --file FILE")
-    there = Kube(Kubectl(asked.context, asked.namespace))
-    source = kube.read(asked.file) if asked.file else there.template(str(asked.template))
-    name = str(source["metadata"]["name"])
+    source = kube.read(asked.file) if asked.file else None
+    of_file = (source or {}).get("metadata", {}).get("namespace")
+    there = Kube(Kubectl(asked.context, asked.namespace or of_file))
+    source = source or there.template(str(asked.template))
+    if asked.storage:
+        submission.check_storage(asked.storage)
+    name = rayjobs.name_of_template(source)
     run_id = asked.run_id or _run_id(name)
     check_run_id(run_id)
     changes = Changes(
@@ -188,15 +193,17 @@ def to_kube(asked: Asked) -> Sent:
         environment=asked.variables,
         metadata=asked.pairs,
     )
+    document = rayjobs.rayjob(source, changes)
     sent = Sent(run_id, name, there.address, asked.storage)
     if asked.dry_run:
         shown = replace(changes, environment=asked.shown)
         return replace(sent, plan=rayjobs.rayjob(source, shown))
-    document = rayjobs.rayjob(source, changes)
     _make_room(there, name, document["metadata"]["name"], asked.concurrency)
     is_new = there.submit(document)
     if asked.keep is not None:
-        for old in rayjobs.outdated(there.made_of(name), asked.keep):
+        own = document["metadata"]["name"]
+        others = [one for one in there.made_of(name) if one["metadata"]["name"] != own]
+        for old in rayjobs.outdated(others, asked.keep):
             there.delete(old)
     return replace(sent, remote=there.run(run_id), is_new=is_new)
 
@@ -249,6 +256,7 @@ _OF_KUBE = {
     "--image": "image",
     "--queue": "queue",
     "--priority": "priority",
+    "--concurrency": "concurrency",
     "--keep": "keep",
 }
 _OF_RAY = {
@@ -275,8 +283,8 @@ def _run_id(template: str) -> str:
     return rayjobs.scheduled(template, job) if job else new_run_id(template)
 
 
-def _make_room(there: Kube, template: str, own: str, concurrency: Concurrency) -> None:
-    if concurrency is Concurrency.ALLOW:
+def _make_room(there: Kube, template: str, own: str, concurrency: Concurrency | None) -> None:
+    if concurrency in (None, Concurrency.ALLOW):
         return
     others = [
         str(one["metadata"]["name"])

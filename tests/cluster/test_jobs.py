@@ -116,6 +116,8 @@ def test_status(server: JobsServer, client: Jobs) -> None:
     run = client.run("first")
     assert run.status() is None
     assert run.log() == ""
+    with pytest.raises(RefusedError, match="knows of no run first"):
+        run.stop()
     client.submit(JOB)
     assert run.status() == RemoteStatus(RemoteState.PENDING, "not yet")
     server.jobs["first"] |= {"status": "FAILED", "driver_exit_code": 2, "message": "failed\nlog"}

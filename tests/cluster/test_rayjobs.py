@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -5,6 +6,7 @@ import yaml
 
 from cluster.rayjobs import (
     Changes,
+    digest_of,
     name_of,
     outdated,
     rayjob,
@@ -59,10 +61,15 @@ def test_a_rayjob_of_a_template() -> None:
         "pretune.io/template": "nightly",
         "pretune.io/run": name,
     }
-    assert made["metadata"]["annotations"] == {
+    annotations = made["metadata"]["annotations"]
+    digest = annotations.pop("pretune.io/digest")
+    assert annotations == {
         "kueue.x-k8s.io/elastic-job": "true",
         "pretune.io/run": "nightly_1",
     }
+    assert digest == digest_of(rayjob(source, changes))
+    for change in ({"storage": "s3://b/other"}, {"image": "pretune:3"}, {"queue": "slow"}):
+        assert digest_of(rayjob(source, replace(changes, **change))) != digest
     spec = made["spec"]
     assert spec["entrypoint"] == "pretune run p.yaml --set=pretrain.seed=1 '--set=name=a b'"
     assert yaml.safe_load(spec["runtimeEnvYAML"]) == {
@@ -116,10 +123,23 @@ def test_a_tick_has_one_name_however_often_it_is_tried() -> None:
         assert scheduled("nightly", by_hand) == by_hand
 
 
-@pytest.mark.parametrize("value", ["$HOME", "a`b`"])
+@pytest.mark.parametrize("value", ["$HOME", "a`b`", "a\\b"])
 def test_values_that_a_shell_would_change_are_refused(value: str) -> None:
-    with pytest.raises(RefusedError, match=r"--env A: .* take it from a Secret"):
-        rayjob(template(), Changes("a", environment={"A": value}))
+    for changes, option in (
+        (Changes("a", environment={"A": value}), "--env A"),
+        (Changes("a", metadata={"m": value}), "--metadata m"),
+        (Changes("a", storage=value), "--storage"),
+    ):
+        with pytest.raises(RefusedError, match=f"{option}: a shell would expand"):
+            rayjob(template(), changes)
+
+
+@pytest.mark.parametrize(
+    "value", ["a=$HOME", "a=b&c", "a=b;c", "a='b'", "a={b: 1}", "a=b|c", "a=(b)"]
+)
+def test_settings_that_two_shells_would_change_are_refused(value: str) -> None:
+    with pytest.raises(RefusedError, match="put it into the pipeline file"):
+        rayjob(template(), Changes("a", overrides=[value]))
 
 
 @pytest.mark.parametrize(

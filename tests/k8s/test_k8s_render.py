@@ -117,6 +117,14 @@ def test_without_gpus_each_worker_has_a_pod_of_its_own(tmp_path: Path) -> None:
     assert (trials["replicas"], limits(trials)["cpu"]) == (3, "2")
 
 
+def test_steps_of_the_users_own_find_room(tmp_path: Path) -> None:
+    own = {"clean": {"uses": "clean:run", "resources": {"cpus": 9, "gpus": 1}}}
+    documents = rendered(tmp_path, pipeline(tmp_path, {"trials": {"cpus": 2}}, steps=own))
+    assert_sound(documents)
+    found = limits(groups_of(documents)["trials"])
+    assert (found["cpu"], found["nvidia.com/gpu"]) == ("9", "1")
+
+
 def test_searches_that_grow_begin_with_nothing(tmp_path: Path) -> None:
     file = pipeline(tmp_path, {"trials": {"cpus": 4, "gpus": 0.5}})
     options = ("--component", "autoscale-trials", "--trial-pods", 5, "--gpus-per-pod", 2)

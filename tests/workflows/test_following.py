@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.remote import ContactError, RemoteState, RemoteStatus
+from cluster.remote import ContactError, RefusedError, RemoteState, RemoteStatus
 from workflows.execution import RunPaths
 from workflows.following import Follower, exit_code
 from workflows.journal import DRIVER, Journal
@@ -30,6 +30,9 @@ class Scripted:
     answers: Iterable[Answer]
     logs: Iterable[str | Exception] = ("",)
     was_stopped: bool = False
+    forgotten: RemoteStatus | None = None
+    unwilling: int = 0
+    """How often it does not answer when it is asked to stop."""
     now: float = 0.0
     _answers: Iterator[Answer] = field(init=False)
     _logs: Iterator[str | Exception] = field(init=False)
@@ -52,6 +55,9 @@ class Scripted:
         return self._log
 
     def stop(self) -> None:
+        if self.unwilling:
+            self.unwilling -= 1
+            raise SILENT
         self.was_stopped = True
 
 
@@ -95,6 +101,40 @@ def test_what_is_not_admitted_in_time_is_withdrawn() -> None:
     assert remote.was_stopped
     assert "not begun within 60 s, and withdrawn: waits for a node" in told
     assert 60 < remote.now < 65
+
+
+def test_withdrawing_is_tried_until_it_is_heard() -> None:
+    remote = Scripted([PENDING], unwilling=3)
+    code, told = follow(remote, pending_timeout_s=5)
+    assert (code, remote.was_stopped) == (3, True)
+    assert told.count("and withdrawn") == 1
+
+
+def test_what_had_begun_and_waits_again_is_left_alone() -> None:
+    """A retry of KubeRay's, or a run that Kueue has preempted."""
+    remote = Scripted([PENDING, *[RUNNING] * 99, *[PENDING] * 99, RUNNING, DONE])
+    code, _ = follow(remote, pending_timeout_s=60)
+    assert (code, remote.was_stopped) == (0, False)
+
+
+def test_who_was_let_in_once_is_not_turned_away_for_good() -> None:
+    refused = RefusedError("you must be logged in")
+    code, told = follow(Scripted([RUNNING, *[refused] * 30, RUNNING, DONE]))
+    assert code == 0
+    assert told.count("you must be logged in; trying again") == 1
+    assert follow(Scripted([RUNNING, refused]))[0] == 5
+    with pytest.raises(RefusedError):
+        follow(Scripted([refused]))
+
+
+def test_what_is_gone_may_have_been_stopped(tmp_path: Path) -> None:
+    deleted = RemoteStatus(RemoteState.STOPPED, "its RayJob was deleted")
+    code, told = follow(Scripted([RUNNING, None], forgotten=deleted))
+    assert code == 4
+    assert "stopped: its RayJob was deleted" in told
+    done = run_in(tmp_path, outcome="succeeded")
+    assert follow(Scripted([RUNNING, None], forgotten=deleted), done)[0] == 0
+    assert follow(Scripted([None], forgotten=deleted))[0] == 5  # it was never seen
 
 
 def test_the_log_has_no_gaps_and_no_doubles_when_contact_is_lost_for_a_while() -> None:

@@ -1,5 +1,6 @@
 """A run's name: who may have it, and what is written under it when it is used again."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from workflows import cli, history, progress
 from workflows.config import ConfigError, load_config
 from workflows.session import Session, summary_lines
+from workflows.storage import Storage
 
 
 def opened(folder: Path, run_id: str | None = None, **changes: Any) -> Session:
@@ -36,6 +38,30 @@ def test_a_run_of_that_name_is_gone_on_with_and_its_request_to_stop_is_over(tmp_
     assert history.view(first.paths).outcome is None
     second.write_end(progress.SUCCEEDED, [])
     assert history.view(first.paths, of_driver=True).outcome == "succeeded"
+
+
+def test_who_was_asked_to_stop_stays_stopped_when_it_is_started_again(tmp_path: Path) -> None:
+    """As KubeRay does with a command that has failed."""
+    first = opened(tmp_path, "nightly")
+    first.write_head(first.plan())
+    first.paths.ask_to_stop()
+    command = ["run", str(tmp_path / "pipeline.yaml"), "--run-id", "nightly"]
+    answer = CliRunner().invoke(cli.app, command)
+    assert answer.exit_code == 4, answer.output
+    assert first.paths.was_asked_to_stop
+    assert history.view(first.paths).outcome is None
+
+
+def test_a_run_that_goes_on_counts_as_new(tmp_path: Path) -> None:
+    where = Storage.at(tmp_path / "storage")
+    first = opened(tmp_path, "nightly")
+    first.write_head(first.plan())
+    told = json.loads(where.read("runs/nightly/plan.json")) | {"started": "20200101-000000"}
+    where.write("runs/nightly/plan.json", json.dumps(told).encode())
+    where.write("runs/other/plan.json", b'{"started": "20210101-000000", "pipeline": "tiny"}')
+    assert history.run_ids(where) == ["nightly", "other"]
+    first.write_head(first.plan())
+    assert history.run_ids(where) == ["other", "nightly"]
 
 
 def test_a_run_of_that_name_about_other_steps_is_left_alone(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from conftest import tiny_pipeline
 from workflows import history, submission
 from workflows.config import ConfigError
 from workflows.execution import RunPaths
+from workflows.journal import DRIVER, Journal
 from workflows.storage import Storage
 from workflows.submission import Prepared, Wanted, check_run_id, prepare
 
@@ -74,13 +75,15 @@ def test_the_same_twice_is_the_same_and_unnamed_runs_have_names_of_their_own(
 
 
 def test_files_in_the_image_are_not_sent(scratch: Path) -> None:
-    wanted = Wanted(Path("/etc/pretune/nightly.yaml"), in_image=True)
+    wanted = Wanted(Path("/etc/pretune/Nightly_v2.yaml"), in_image=True)
     with pytest.raises(ConfigError, match="give --storage"):
         prepare(wanted, None, scratch)
     sent = prepare(wanted, "s3://bucket/x", scratch)
     assert sent.job.package is None
-    assert sent.job.submission_id.startswith("nightly-20")
-    assert sent.job.entrypoint.startswith("pretune run /etc/pretune/nightly.yaml --run-id=nightly-")
+    assert sent.job.submission_id.startswith("nightly-v2-20")
+    assert sent.job.entrypoint.startswith(
+        "pretune run /etc/pretune/Nightly_v2.yaml --run-id=nightly-v2-"
+    )
 
 
 def test_the_working_folder_may_be_larger_than_that_of_the_file(
@@ -126,6 +129,14 @@ def test_data_that_would_be_missing_there_is_told_here(
         prepare(Wanted(file), None, scratch)
 
 
+def test_files_that_hold_a_token_are_not_sent(folder: Path, scratch: Path) -> None:
+    file = written(folder)
+    (folder / "token").write_text("secret")
+    sent = prepare(Wanted(file, secrets=[folder / "token"]), None, scratch)
+    assert sent.job.package is not None
+    assert "token" not in sent.job.package.files
+
+
 def test_data_elsewhere_is_the_clusters_own_affair(folder: Path, scratch: Path) -> None:
     file = written(folder, corpus={"sources": [{"path": "/data/*.txt"}, {"path": "s3://b/x.txt"}]})
     assert prepare(Wanted(file), None, scratch).job.package
@@ -155,7 +166,12 @@ def test_where_a_run_was_submitted_to_is_found_by_its_name(tmp_path: Path) -> No
     assert where is not None
     paths = RunPaths(where, "nightly")
     assert submission.address_of(paths) is None
-    submission.note(paths, "tiny", "http://head:8265")
+    earlier = Journal(where, paths.events, DRIVER)
+    earlier.append("run", outcome="failed", said=["an earlier attempt"])
+    submission.note(paths, "tiny", "http://head:8265", is_new=False)
+    assert history.view(paths).outcome == "failed"
+    submission.note(paths, "tiny", "http://head:8265", is_new=True)
+    assert history.view(paths, of_driver=True).outcome is None
     assert submission.address_of(paths) == "http://head:8265"
     (run,) = history.runs(where)
     assert (run.run_id, run.pipeline) == ("nightly", "tiny")
