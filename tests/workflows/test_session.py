@@ -92,3 +92,17 @@ def test_what_there_is_nothing_of_has_no_line_at_the_end() -> None:
         "t.a@1 promoted: better",
         "models:  /models",
     ]
+
+
+def test_head_and_end_are_written_on_every_kind_of_storage(
+    tmp_path: Path, storage: Storage
+) -> None:
+    data = tiny_pipeline(tmp_path) | {"storage": storage.root}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(data))
+    config = load_config(tmp_path / "pipeline.yaml")
+    for run_id in ("nightly", "nightly", None):
+        run = Session.open(config, tmp_path, run_id=run_id)
+        run.write_head(run.plan())
+        assert history.view(run.paths).outcome is None
+        run.write_end(progress.FAILED, ["a line"])
+        assert history.view(run.paths, of_driver=True).said == ["a line"]
