@@ -1,8 +1,8 @@
 # One image for the head, the workers, the submitter and MLflow's server. It lies here, not in k8s/,
 # because the whole repository is what it is built from:
 #
-#   docker build -t ghcr.io/example/pretune:0.1.0-ray2.60.0-gpu .
-#   docker build -t ghcr.io/example/pretune:0.1.0-ray2.60.0-cpu --build-arg TORCH_INDEX=URL .
+#   docker build -t registry.example.org/pretune:0.1.0-ray2.60.0-gpu .
+#   docker build -t registry.example.org/pretune:0.1.0-ray2.60.0-cpu --build-arg TORCH_INDEX=URL .
 #
 # PYTHON_VERSION  of the base image; the one that the tests run with.
 # TORCH_INDEX     a package index with CPU builds of torch (PyTorch's installation page names it);

@@ -33,7 +33,7 @@ _GROUPS = ("pretrain", "trials")
 _CLUSTER = "/spec/jobTemplate/rayClusterSpec/workerGroupSpecs"
 _GPU = "nvidia.com/gpu"
 _GROWS = "autoscale-trials"
-_PLACEHOLDER = "ghcr.io/example/pretune"
+_PLACEHOLDER = "registry.example.org/pretune"
 """The image's name in components/image."""
 
 

@@ -5,7 +5,7 @@ Restated from ray-operator/controllers/ray/utils/validation.go and common/job.go
 
 import itertools
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 import yaml
@@ -16,6 +16,7 @@ _NAMES = {"RayCronJob": 36, "RayJob": 47, "RayCluster": 53, "CronJob": 52}
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _GATED = ("networkPolicy", "tlsOptions", "historyServerOptions")
 _OF_PARAMS = {"num-cpus", "num-gpus", "memory", "resources"}
+_DELETIONS = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 _AUTOSCALER_V2 = "RAY_enable_autoscaler_v2"
 _STOP_GRACE_S = 60
 """`cluster.stop_grace_s` of a pipeline that does not say."""
@@ -40,15 +41,30 @@ def clusters_end(world: World) -> Iterator[str]:
             yield f"{ray.title}: ttlSecondsAfterFinished needs shutdownAfterJobFinishes"
         if rules and is_shut_down:
             yield f"{ray.title}: deletionRules and shutdownAfterJobFinishes exclude each other"
-        keys = Counter((str(rule.get("condition")), rule["policy"]) for rule in rules)
-        for (_, policy), count in keys.items():
-            if count > 1:
-                yield f"{ray.title}: two deletionRules are the same ({policy})"
         if ray.is_autoscaled and any(rule["policy"] == "DeleteWorkers" for rule in rules):
             yield f"{ray.title}: DeleteWorkers does not go with autoscaling"
         is_suspended = ray.document["kind"] == "RayJob" and job.get("suspend")
         if is_suspended and not is_shut_down:
             yield f"{ray.title}: suspend needs shutdownAfterJobFinishes"
+
+
+def deletion_rules_are_in_order(world: World) -> Iterator[str]:
+    """Workers go first, the RayJob last, and for one end of a run each goes once."""
+    for ray in world.ray_objects:
+        waits: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        for rule in at(ray.job, "deletionStrategy.deletionRules", []):
+            condition = rule["condition"]
+            end = condition.get("jobStatus") or condition.get("jobDeploymentStatus")
+            waits[end][rule["policy"]].append(condition.get("ttlSeconds", 0))
+        for end, by_policy in waits.items():
+            for policy, seconds in by_policy.items():
+                if len(seconds) > 1:
+                    yield f"{ray.title}: two deletionRules for {end} are {policy}"
+            for first, then in itertools.pairwise(one for one in _DELETIONS if one in by_policy):
+                if min(by_policy[then]) < max(by_policy[first]):
+                    yield f"{ray.title}: {then} comes before {first} for {end}"
 
 
 def modes_fit(world: World) -> Iterator[str]:
@@ -143,8 +159,6 @@ def authentication_is_said(world: World) -> Iterator[str]:
         options = ray.cluster.get("authOptions", {})
         if ray.cluster and "mode" not in options:
             yield f"{ray.title}: authOptions.mode must be written"
-        if options.get("mode") == "token" and not ray.cluster.get("rayVersion"):
-            yield f"{ray.title}: token authentication needs rayVersion"
         if options.get("enableK8sTokenAuth") and ray.job:
             yield f"{ray.title}: a RayJob has no enableK8sTokenAuth"
         for settings in world.of_kind("ConfigMap"):
@@ -170,6 +184,8 @@ def gates_are_off(world: World) -> Iterator[str]:
         for name in _GATED:
             if name in ray.cluster:
                 yield f"{ray.title}: {name} needs a feature gate that is off"
+        if ray.job and "upgradeStrategy" in ray.cluster:
+            yield f"{ray.title}: a RayJob's cluster has no upgradeStrategy"
 
 
 def versions_are_the_locked(world: World) -> Iterator[str]:
@@ -177,7 +193,7 @@ def versions_are_the_locked(world: World) -> Iterator[str]:
     ray_version = locked("ray")
     for ray in world.ray_objects:
         said = ray.cluster.get("rayVersion")
-        if said != ray_version:
+        if ray.cluster and said != ray_version:
             yield f"{ray.title}: rayVersion is {said}, requirements.lock has {ray_version}"
         for pod in ray.pods:
             for container in pod.containers:
@@ -189,7 +205,9 @@ def versions_are_the_locked(world: World) -> Iterator[str]:
 def stops_leave_time(world: World) -> Iterator[str]:
     """A driver that is stopped saves a checkpoint first."""
     for ray in world.ray_objects:
-        head = next(iter(ray.pods))
+        head = next(iter(ray.pods), None)
+        if head is None:
+            continue
         wait = next(
             (environment(one).get("RAY_JOB_STOP_WAIT_TIME_S") for one in head.containers), 0
         )
@@ -220,8 +238,8 @@ def the_cronjob_outlasts_its_run(world: World) -> Iterator[str]:
 
 
 RULES = (
-    names_fit, clusters_end, modes_fit, entrypoint_survives_its_shells, runtime_env_is_a_mapping,
-    replicas_are_bounded, resources_are_said_once, autoscaling_fits, authentication_is_said,
-    redis_is_said_once, gates_are_off, versions_are_the_locked, stops_leave_time,
-    the_cronjob_outlasts_its_run,
+    names_fit, clusters_end, deletion_rules_are_in_order, modes_fit,
+    entrypoint_survives_its_shells, runtime_env_is_a_mapping, replicas_are_bounded,
+    resources_are_said_once, autoscaling_fits, authentication_is_said, redis_is_said_once,
+    gates_are_off, versions_are_the_locked, stops_leave_time, the_cronjob_outlasts_its_run,
 )  # fmt: skip

@@ -115,10 +115,10 @@ def test_the_image_runs_as_the_user_whom_the_manifests_name() -> None:
 def test_tag_names_the_versions_that_are_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     tag = f"{project['version']}-ray{locked('ray')}-"
-    assert DOCKERFILE.count(f"ghcr.io/example/pretune:{tag}") == 2
+    assert DOCKERFILE.count(f"registry.example.org/pretune:{tag}") == 2
     (cronjob,) = of_kind(render(K8S / "overlays/gpu"), "CronJob")
     image = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["image"]
-    assert image == f"ghcr.io/example/pretune:{tag}gpu"
+    assert image == f"registry.example.org/pretune:{tag}gpu"
 
 
 def test_locks_agree() -> None:

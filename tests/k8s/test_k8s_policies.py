@@ -1,7 +1,10 @@
 """Every overlay keeps every rule, and every rule is broken by one bad example with its message."""
 
+import ast
 import copy
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jsonpatch
@@ -23,13 +26,40 @@ def example(path: Path) -> dict[str, Any]:
 
 
 def broken(path: Path) -> World:
-    """The base, with components where the example asks for them, made bad."""
+    """A folder, or the base with the components that the example asks for, made bad.
+
+    `beside: true` keeps the document of which the bad one is made.
+    """
     bad = example(path)
-    documents = [*with_components(*bad.get("components", []))]
-    for number, document in enumerate(documents):
-        if title(document) == bad.get("target"):
-            documents[number] = jsonpatch.apply_patch(copy.deepcopy(document), bad["patch"])
+    good = render(K8S / bad["of"]) if "of" in bad else with_components(*bad.get("components", []))
+    documents = [one for one in good if bad.get("beside") or title(one) != bad.get("target")]
+    documents += [
+        jsonpatch.apply_patch(copy.deepcopy(one), bad["patch"])
+        for one in good
+        if title(one) == bad.get("target")
+    ]
     return World(tuple(documents), elsewhere=KUEUE)
+
+
+def lines_that_run(worlds: list[World]) -> set[tuple[str, int]]:
+    """File and line of all that runs in the policies."""
+    seen: set[tuple[str, int]] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> Any:
+        path = Path(frame.f_code.co_filename)
+        if not path.name.startswith("policies_"):
+            return None
+        seen.add((path.name, frame.f_lineno))
+        return note
+
+    before = sys.gettrace()
+    sys.settrace(note)
+    try:
+        for world in worlds:
+            policies.findings(world)
+    finally:
+        sys.settrace(before)
+    return seen
 
 
 def schema_faults(documents: tuple[Document, ...]) -> list[str]:
@@ -84,6 +114,21 @@ def test_bad_example_gives_its_message_and_no_other(path: Path) -> None:
         assert set(by_rule) == {bad["rule"]}
         found = by_rule[bad["rule"]]
     assert found == [bad["message"]]
+
+
+def test_every_sentence_of_a_rule_has_a_bad_example() -> None:
+    ran = lines_that_run([broken(path) for path in BAD])
+    silent = [
+        f"{path.name}:{one.lineno}: {ast.unparse(one)}"
+        for path in sorted(Path(__file__).parent.glob("policies_*.py"))
+        for one in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(one, ast.Yield)
+        and not any(
+            (path.name, line) in ran
+            for line in range(one.lineno, (one.end_lineno or one.lineno) + 1)
+        )
+    ]
+    assert silent == []
 
 
 def test_every_rule_has_a_bad_example() -> None:

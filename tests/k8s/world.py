@@ -65,7 +65,9 @@ class RayObject:
 
     @property
     def pods(self) -> Iterator[Pod]:
-        """Head, workers, and the submitter where it is described."""
+        """Head, workers, and the submitter where it is described; none of another's cluster."""
+        if not self.cluster:
+            return
         templates = [("head", at(self.cluster, "headGroupSpec.template", {}))]
         templates += [(one.get("groupName", "?"), one["template"]) for one in self.groups]
         if "submitterPodTemplate" in self.job:
