@@ -101,6 +101,8 @@ class RayCluster:
             pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             run = _run_quietly.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=pinned)
             started[name_of(node)] = RayPending(run.remote(function, args))
+        if not started:
+            return {}
         references = [pending.reference for pending in started.values()]
         _, silent = ray.wait(references, num_returns=len(references), timeout=timeout_s)
         lost = Outcome(error=WorkerLostError(f"no answer within {timeout_s or 0:.1f} s"))
