@@ -249,7 +249,11 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
     # Ray announces here a change of what it does for tasks without GPUs; ours use none then.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if config.address:
-        check_reachable(config.address)
+        try:
+            check_reachable(config.address)
+        except UnreachableError as error:
+            remedy = "start one there, or drop cluster.address to run on a local Ray"
+            raise UnreachableError(f"{error}; {remedy}") from error
         ray.init(address=config.address, **quiet)
     else:
         _remove_folders_of_killed_drivers()
@@ -302,10 +306,7 @@ def check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        raise UnreachableError(
-            f"no Ray cluster answers at cluster.address {address}: {error}; start one there, or "
-            "drop cluster.address to run on a local Ray"
-        ) from error
+        raise UnreachableError(f"no Ray cluster answers at {address}: {error}") from error
 
 
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]

@@ -197,10 +197,10 @@ def stopper(plan: SearchPlan) -> Stopper | None:
     if search.max_hours is None:
         return None
     finished = sum(trial.status == "finished" for trial in plan.earlier)
-    return _Deadline(search.max_hours * 3600, search.least_trials - finished)
+    return Deadline(search.max_hours * 3600, search.least_trials - finished)
 
 
-class _Deadline(Stopper):  # type: ignore[misc]
+class Deadline(Stopper):  # type: ignore[misc]
     """Ends a search when its time is over and enough trials have finished, or only failed."""
 
     def __init__(self, seconds: float, least: int) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cluster.config import POPULATION
 from workflows import session
-from workflows.cli_doctor import doctor
+from workflows.cli_cluster import doctor, drain
 from workflows.cli_k8s import k8s
 from workflows.cli_models import models
 from workflows.cli_predict import predict
@@ -52,6 +52,7 @@ app.add_typer(k8s, name="k8s")
 app.command()(predict)
 app.command()(verify_resume)
 app.command()(doctor)
+app.command()(drain)
 app.command()(submit)
 app.command()(status)
 app.command()(logs)

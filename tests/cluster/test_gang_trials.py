@@ -9,6 +9,7 @@ import pytest
 import ray
 from toys import ScaledAfterADeath, ToyTrialOfRanks, apart, scaled_on_ranks
 
+from cluster import searchers
 from cluster.config import GangConfig, SearchConfig, TrialConfig
 from cluster.interface import SearchPlan, TaskFailedError, TrialResult
 from cluster.ray_cluster import RayCluster
@@ -98,12 +99,18 @@ def test_a_trial_that_falls_behind_leaves_its_workers_to_the_next(
 
 
 def test_workers_that_were_at_it_when_the_time_was_over_are_free_again(
-    cluster: RayCluster, tmp_path: Path
+    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pace = Branches({"quick": {"pause_s": 0.0}, "slow": {"pause_s": 300.0}})
     config = SearchConfig(
-        trials=2, searcher="grid", max_hours=20 / 3600, space={"x": 1, "epochs": 1, "pace": pace}
+        trials=2, searcher="grid", max_hours=1, space={"x": 1, "epochs": 1, "pace": pace}
     )
+    starts = tmp_path / "starts"
+
+    def both_have_begun(_: object) -> bool:
+        return starts.exists() and len(starts.read_text().splitlines()) == 4
+
+    monkeypatch.setattr(searchers.Deadline, "stop_all", both_have_begun)
     results = search_all(cluster, tmp_path, config)
     assert [result.status for result in results] == ["finished", "cut"]
     # Tune kills who does not stop; Ray itself would keep their place to the end of the run.

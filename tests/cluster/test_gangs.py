@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +16,10 @@ from toys import GangOfSteps, GangThatWatches, write_to
 
 from cluster.config import ClusterConfig, GangConfig, RetryConfig, WorkerRange
 from cluster.interface import WorkerLostError
+from cluster.leaving import Leaving
 from cluster.ray_cluster import RayCluster, connect
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @dataclass
@@ -126,19 +123,20 @@ def test_gang_leaves_a_node_that_is_drained_and_this_counts_as_no_attempt(
     nodes.add()
     nodes.add()
     drained: list[str] = []
+    left: list[int] = []
 
     def drain() -> None:
         drained.append(lines(tmp_path)[-1].node)
-        command = [RAY, "drain-node", "--address", nodes.cluster.address]
-        command += ["--node-id", drained[0], "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-        command += ["--reason-message", "spot", "--deadline-remaining-seconds", "300"]
-        subprocess.run(command, check=True, capture_output=True)
+        leaving = Leaving(nodes.cluster.address, drained[0])
+        leaving.announce(300)
+        left.append(leaving.wait_for_ranks(60))
         while len({line.node for line in lines(tmp_path)}) < 2:
             time.sleep(0.1)
         send(tmp_path, 1, signal.SIGKILL)
 
     run_gang(nodes, GangOfSteps(tmp_path, 150), 2, drain)
     told = lines(tmp_path)
+    assert left == [0]
     assert told[0].node == drained[0]
     assert told[-1].node != drained[0]
     assert told[-1].step == 149

@@ -217,6 +217,19 @@ def stops_leave_time(world: World) -> Iterator[str]:
             yield f"{head.owner}: terminationGracePeriodSeconds must be above {wait}"
 
 
+def workers_leave_before_they_go(world: World) -> Iterator[str]:
+    """Ray is not told by Kubernetes that a pod goes."""
+    for ray in world.ray_objects:
+        for pod in ray.pods[1:]:
+            hook = pod.containers[0].get("lifecycle", {}).get("preStop", {}).get("exec", {})
+            match hook.get("command"):
+                case ["pretune", "drain", "--within", seconds]:
+                    if pod.spec.get("terminationGracePeriodSeconds", 30) <= float(seconds):
+                        yield f"{pod.owner}: terminationGracePeriodSeconds must be above {seconds}"
+                case _:
+                    yield f"{pod.owner}: its preStop hook must be pretune drain --within SECONDS"
+
+
 def the_cronjob_outlasts_its_run(world: World) -> Iterator[str]:
     """One that waits must not be ended before what it waits for."""
     runs = {ray.document["metadata"]["name"]: ray.job for ray in world.ray_objects}
@@ -241,5 +254,6 @@ RULES = (
     names_fit, clusters_end, deletion_rules_are_in_order, modes_fit,
     entrypoint_survives_its_shells, runtime_env_is_a_mapping, replicas_are_bounded,
     resources_are_said_once, autoscaling_fits, authentication_is_said, redis_is_said_once,
-    gates_are_off, versions_are_the_locked, stops_leave_time, the_cronjob_outlasts_its_run,
+    gates_are_off, versions_are_the_locked, stops_leave_time,
+    workers_leave_before_they_go, the_cronjob_outlasts_its_run,
 )  # fmt: skip

@@ -26,6 +26,7 @@ COMMANDS = [
     ["models", "sync"],
     ["predict"],
     ["doctor"],
+    ["drain"],
 ]
 
 
@@ -49,6 +50,13 @@ def test_doctor_refuses_an_address_of_ray_client_in_one_line(tmp_path: Path) -> 
     assert answer.returncode == 2
     (line,) = answer.stderr.splitlines()
     assert line.startswith("--address ray://head:10001: ray:// (Ray Client) cannot run Ray Train")
+
+
+def test_drain_says_in_one_line_that_no_ray_is_there(tmp_path: Path) -> None:
+    answer = pretune("drain", "--address", "127.0.0.1:1", folder=tmp_path)
+    assert answer.returncode == 2
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("no Ray cluster answers at 127.0.0.1:1: ")
 
 
 def test_plan_tells_what_would_run_and_writes_nothing(
@@ -104,7 +112,7 @@ def test_address_where_no_cluster_answers_is_refused_and_nothing_is_written(
     pipeline["cluster"]["address"] = "127.0.0.1:1"
     answer = pretune("run", write_pipeline(tmp_path, pipeline), folder=tmp_path)
     assert answer.returncode == 2
-    assert "no Ray cluster answers at cluster.address 127.0.0.1:1" in answer.stderr
+    assert "no Ray cluster answers at 127.0.0.1:1" in answer.stderr
     assert not (tmp_path / "storage").exists()
 
 

@@ -1,4 +1,4 @@
-"""The verb that looks for what is wrong with a cluster."""
+"""The verbs about a cluster itself: what is wrong with it, and a node of it that goes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.config import ClusterConfig
+from cluster.interface import UnreachableError
 from workflows.config import load_config
 from workflows.console import FAILED, AsJson, Overrides, err, out, print_json, usage_error
 from workflows.storage import Storage
@@ -72,4 +73,37 @@ def doctor(
         counts = f"errors: {levels.count('error')}, warnings: {levels.count('warning')}"
         out.print(f"{counts}, {found.seconds:.0f} s", highlight=False)
     if found.has_errors:
+        raise typer.Exit(FAILED)
+
+
+def drain(
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", envvar="RAY_ADDRESS", help="The head's GCS.")
+    ],
+    node: Annotated[
+        str | None, typer.Option(metavar="ID", help="Its beginning will do; else this machine's.")
+    ] = None,
+    within: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="After them the node is gone.")
+    ] = 100,
+) -> None:
+    """Announce that a node goes, and wait until the gangs that train there have left.
+
+    They save a checkpoint first and go on elsewhere, which counts as no failed attempt. What a pod
+    calls before it stops, or a machine that was told its end.
+
+    Exit codes: 0 none is left, 1 some did not leave in time, 2 no such node.
+
+    Example: `pretune drain --address head:6379 --within 60`
+    """
+    from cluster.leaving import Leaving  # loads Ray
+
+    try:
+        leaving = Leaving(address, node)
+    except UnreachableError as error:
+        raise usage_error(str(error)) from None
+    leaving.announce(within)
+    left = leaving.wait_for_ranks(within)
+    out.print(f"node {leaving.node[:8]}: {left} ranks left", highlight=False)
+    if left:
         raise typer.Exit(FAILED)
