@@ -209,11 +209,13 @@ class Deadline(Stopper):  # type: ignore[misc]
         self._ends_at: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Count what has finished; end no single trial."""
         self._least -= bool(result[FINISHED])
         self._failed = 0 if result[FINISHED] else self._failed + bool(result[ERROR])
         return False
 
     def stop_all(self) -> bool:
+        """Whether the search is over."""
         now = time.monotonic()
         if self._ends_at is None:  # the search has just begun
             self._ends_at = now + self._seconds
