@@ -4,6 +4,7 @@ Ray's own client waits without an end for a server that does not answer, and tak
 RAY_ADDRESS for the one it is given. The interface behind it is a handful of requests.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from cluster.remote import ContactError, RefusedError, RemoteState, RemoteStatus
 from cluster.tokens import Token
 
 DASHBOARD_PORT = 8265
+DRIVER_ON = "pretune_driver_on"
+"""Metadata of a job: the resource that names its driver's node, of which Ray tells nobody."""
+
 _SERVER_ERROR = 500
 _NO_SUCH_COMMAND = 127
 """Exit code of a shell."""
@@ -25,6 +29,8 @@ _NO_SUCH_COMMAND = 127
 _TIMEOUT_S = (5.0, 30.0)
 """To connect, and between two pieces of an answer."""
 _UPLOAD_TIMEOUT_S = (5.0, 600.0)
+
+_BYTES = {"memory", "object_store_memory"}
 
 _STATES = {
     "PENDING": RemoteState.PENDING,
@@ -132,6 +138,19 @@ class Jobs:
             return ""
         return str(self._json(answer)["logs"])
 
+    def room(self) -> str:
+        """What the nodes have, as the end of a sentence about who waits for it."""
+        answer = self._call("GET", "/api/v0/nodes?detail=1")
+        if answer.status_code != requests.codes.ok:
+            return ""
+        found = self._json(answer)["data"]["result"]["result"]
+        alive = [node["resources_total"] for node in found if node["state"] == "ALIVE"]
+        total: Counter[str] = Counter()
+        for resources in alive:
+            total.update({name: of for name, of in resources.items() if ":" not in name})
+        has = ", ".join(f"{name} {total[name]:g}" for name in sorted(total) if name not in _BYTES)
+        return f" Nodes: {len(alive)}, with {has or 'no CPU'}."
+
     def stop(self, submission_id: str) -> None:
         """SIGTERM to its driver; SIGKILL after the head's RAY_JOB_STOP_WAIT_TIME_S."""
         answer = self._call("POST", f"/api/jobs/{quote(submission_id, safe='')}/stop")
@@ -214,6 +233,10 @@ class JobRun:
             return None
         code = found.get("driver_exit_code")
         message = (found.get("message") or "").partition("\n")[0]
+        if found["status"] == "PENDING":
+            wanted = (found.get("metadata") or {}).get(DRIVER_ON)
+            wants = f" Its driver wants a node with {wanted}." if wanted else ""
+            message = f"{message.rstrip('.')}.{wants}{self.jobs.room()}"
         if code:  # Ray repeats the log, which stands beside
             message = f"its command ended with exit code {code}"
             if code == _NO_SUCH_COMMAND:

@@ -97,7 +97,7 @@ def parts(text: str, limit: int = 1 << 20) -> Iterator[str]:
         yield text[start:]
 
 
-def rows(data: TaskDataConfig, path: Path) -> Iterator[Row]:
+def rows(data: TaskDataConfig, place: str) -> Iterator[Row]:
     """Labelled rows of a task: `{"text": ..., "label": ...}`, and `"pair"` where it has one.
 
     For `conll` both values are lists of equal length.
@@ -106,26 +106,26 @@ def rows(data: TaskDataConfig, path: Path) -> Iterator[Row]:
         DataError: names the file, the row and what is missing.
     """
     if data.format == "conll":
-        return _sentences(str(path), data.encoding)
-    raw = _records(Span(str(path), 0, END), data.format, data.encoding)
+        return _sentences(place, data.encoding)
+    raw = _records(Span(place, 0, END), data.format, data.encoding)
     return (
-        {name: _field(row, column, path, where) for name, column in data.columns.items()}
+        {name: _field(row, column, place, where) for name, column in data.columns.items()}
         for where, row in raw
     )
 
 
-def columns(path: str | Path, source_format: str, encoding: str) -> list[str] | None:
+def columns(place: str, source_format: str, encoding: str) -> list[str] | None:
     """Names of the first row's columns, read without reading the rest; None where there are none.
 
     Raises:
         DataError: the file cannot be read.
     """
     if source_format == "parquet":
-        with tables.parquet(str(path)) as file:
+        with tables.parquet(place) as file:
             return list(file.schema_arrow.names)
     if source_format not in {"csv", "jsonl"}:
         return None
-    first = next(_records(Span(str(path), 0, END), source_format, encoding), None)
+    first = next(_records(Span(place, 0, END), source_format, encoding), None)
     return list(first[1]) if first else []
 
 
@@ -216,13 +216,13 @@ def _column(
             yield text
 
 
-def _field(row: Row, column: str, path: Path, where: _Where) -> Any:
+def _field(row: Row, column: str, place: str, where: _Where) -> Any:
     if column not in row:
         raise DataError(
-            f"{path}, {where()}: no column {column!r}; it has {', '.join(map(repr, row))}"
+            f"{place}, {where()}: no column {column!r}; it has {', '.join(map(repr, row))}"
         )
     if row[column] is None:
-        raise DataError(f"{path}, {where()}: column {column!r} is empty")
+        raise DataError(f"{place}, {where()}: column {column!r} is empty")
     return row[column]
 
 

@@ -49,10 +49,10 @@ def prepare(
         DataError: a row cannot be used, or a split would be empty.
     """
     files = {
-        split: Path(documents.expand(path, base, config.format)[0])
+        split: documents.expand(path, base, config.format)[0]
         for split, path in config.paths.items()
     }
-    read = {split: list(_rows(config, kind, path)) for split, path in files.items()}
+    read = {split: list(_rows(config, kind, place)) for split, place in files.items()}
     divided = _divide(config.split, kind, read)
     left_out = _leave_out_crossing(divided)
     if config.train_rows is not None:
@@ -137,12 +137,12 @@ def test_texts(directory: Path) -> list[str]:
     return [_joined(text) for name in columns for text in table.column(name).to_pylist()]
 
 
-def _rows(config: TaskDataConfig, kind: type[TaskType], path: Path) -> Iterator[_Ranked]:
-    for number, row in enumerate(documents.rows(config, path), start=1):
+def _rows(config: TaskDataConfig, kind: type[TaskType], place: str) -> Iterator[_Ranked]:
+    for number, row in enumerate(documents.rows(config, place), start=1):
         try:
             label = kind.label_of(row, config)
         except DataError as error:
-            raise DataError(f"{path}, row {number}: {error}") from error
+            raise DataError(f"{place}, row {number}: {error}") from error
         texts: documents.Row = {
             name: _as_text(row[name]) for name in ("text", "pair") if name in row
         }

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from cluster.kube import is_kube
 from cluster.remote import RemoteRun, RemoteStatus
 from workflows import history, submission
 from workflows.cli_submit import (
@@ -29,6 +30,7 @@ from workflows.console import (
 )
 from workflows.execution import RunPaths
 from workflows.following import OUTCOMES, Follower
+from workflows.known_clusters import is_known
 from workflows.progress import RunView, clock
 from workflows.session import live_view
 from workflows.storage import Storage, StorageError
@@ -187,6 +189,11 @@ def _found(
     paths = RunPaths(where, run_id)
     known = address or submission.address_of(paths)
     if known is None:
+        return paths, None
+    if not address and not is_kube(known) and not is_known(known):
+        # Whoever writes the storage could have the token sent to himself.
+        line = f"it was sent to {known}, which is not asked until you give --address {known} once"
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
         return paths, None
     with refusals_told():
         return paths, remote_at(known, run_id, token_file)

@@ -63,7 +63,8 @@ def inspect(config: PipelineConfig, base: Path) -> OutsideData:
     """Find, check and digest all files the pipeline names.
 
     Reads every byte once, for digests are part of the steps' identities; a file that did not
-    change since an earlier plan is not opened. Of a file behind a URL only the store is asked.
+    change since an earlier plan is not opened. Of a file behind a URL only the store is asked, and
+    of a task's the names of its columns are read.
 
     Raises:
         ConfigError: a file is missing, empty, unreadable, wrongly encoded, or lacks a column;
@@ -142,7 +143,7 @@ def _local(file: Path, source: SourceConfig, cache: DigestCache, *, is_checked: 
         return _finding(file, "dataset", "utf-8", cache).sha256
     finding = _finding(file, source.format, source.encoding, cache)
     if finding.columns is not None:
-        _require_column(source.text, finding.columns, file, "text")
+        _require_column(source.text, finding.columns, str(file), "text")
     return finding.sha256
 
 
@@ -193,14 +194,18 @@ def _task(data: TaskDataConfig, base: Path, cache: DigestCache) -> TaskFiles:
 
 
 def _task_file(path: str, data: TaskDataConfig, base: Path, cache: DigestCache) -> tuple[str, str]:
-    if files.scheme_of(path):
-        raise DataError(f"{path}: a task's data is a local file; download it and name that")
-    places = documents.expand(path, base, data.format)
+    is_remote = files.scheme_of(path) is not None
+    found = documents.remote(path, data.format) if is_remote else {}
+    places = list(found) or documents.expand(path, base, data.format)
     if len(places) != 1:
-        raise DataError(f"{base / path}: {len(places)} files match; each of a task's paths is one")
-    file = Path(places[0])
+        named = path if is_remote else base / path
+        raise DataError(f"{named}: {len(places)} files match; each of a task's paths is one")
+    (place,), file = places, Path(places[0])
     columns: Sequence[str] | None
-    if data.format == "dataset":
+    if is_remote:
+        sha256 = identity(place, found[place])
+        columns = documents.columns(place, data.format, data.encoding)
+    elif data.format == "dataset":
         if not file.is_dir():
             raise DataError(f"{base / path}: no such folder; a task's data set is a local one")
         sha256, columns = _digest_of_folder(file, cache), tables.saved_columns(file)
@@ -210,8 +215,8 @@ def _task_file(path: str, data: TaskDataConfig, base: Path, cache: DigestCache) 
     if columns is not None:
         keys = {"text": "text", "pair": "text_pair", "label": "label", "slice": "slice_by"}
         for name, column in data.columns.items():
-            _require_column(column, columns, file, keys[name])
-    return str(file), sha256
+            _require_column(column, columns, place, keys[name])
+    return place, sha256
 
 
 def _custom(
@@ -248,10 +253,10 @@ def _folder(
     return {str(folder): _digest_of_folder(folder, cache)}
 
 
-def _require_column(column: str, found: Sequence[str], file: Path, key: str) -> None:
+def _require_column(column: str, found: Sequence[str], place: str, key: str) -> None:
     if column not in found:
         raise DataError(
-            f"{file}: no column {column!r}; set {key} to one of {', '.join(map(repr, found))}"
+            f"{place}: no column {column!r}; set {key} to one of {', '.join(map(repr, found))}"
         )
 
 
@@ -260,7 +265,7 @@ def _finding(file: Path, data_format: str, encoding: str, cache: DigestCache) ->
 
     def look() -> Finding:
         sha256 = _checked(file, data_format, encoding)
-        columns = documents.columns(file, data_format, encoding)
+        columns = documents.columns(str(file), data_format, encoding)
         return Finding(sha256, None if columns is None else tuple(columns))
 
     question = f"{_CHECKS_VERSION} {data_format} {encoding}"

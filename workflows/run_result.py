@@ -27,12 +27,15 @@ class RunResult:
     is_stopped: bool = False
     stopped: dict[str, str] = field(default_factory=dict)
     """What steps said that were under way when the run was stopped, by name."""
+    needs_new_name: bool = False
+    """It was stopped by its name, and does not go on under it."""
 
     def told(self) -> list[str]:
         """What failed or was stopped, in lines for a person."""
         if self.is_stopped:
             lines = [f"{name}: {said}" for name, said in self.stopped.items()]
-            return [*lines, "stopped; what was finished is kept, run the same command to go on"]
+            how = "give another --run-id" if self.needs_new_name else "run the same command"
+            return [*lines, f"stopped; what was finished is kept, {how} to go on"]
         done = sum(state in AVAILABLE for state in self.states.values())
         return [
             line

@@ -109,6 +109,7 @@ class Session:
         self.paths.family(self._judging).settle(run=self.paths.run_id)
         outcome = progress.FAILED if result.failures else progress.SUCCEEDED
         ended = progress.STOPPED if result.is_stopped else outcome
+        result.needs_new_name = self.is_named and self.paths.was_asked_to_stop
         self.write_end(ended, [*result.told(), *summary_lines(self.summary(result))])
         return result
 

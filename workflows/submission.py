@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster import package
-from cluster.jobs import Job
+from cluster.jobs import DRIVER_ON, Job
 from cluster.package import Package
 from trainers import files
 from workflows.config import ConfigError, PipelineConfig, load_config
@@ -90,11 +90,15 @@ def _prepared(
     check_run_id(run_id)
     options = [f"--run-id={run_id}", *(f"--set={one}" for one in overrides)]
     command = ["pretune", "run", pipeline, *options, "--set=cluster.address=auto"]
-    metadata = {**wanted.metadata, _PIPELINE: name} | ({_PACKAGE: sent.name} if sent else {})
+    own = {
+        _PIPELINE: name,
+        _PACKAGE: sent.name if sent else None,
+        DRIVER_ON: ", ".join(wanted.driver_resources),
+    }
     job = Job(
         run_id,
         shlex.join(command),
-        metadata=metadata,
+        metadata={**wanted.metadata, **{key: value for key, value in own.items() if value}},
         environment=wanted.environment,
         package=sent,
         driver_resources=wanted.driver_resources,

@@ -19,7 +19,7 @@ from cluster.kube import Kube
 from cluster.kubectl import Kubectl
 from cluster.rayjobs import Changes
 from cluster.remote import ContactError, RefusedError, RemoteRun
-from workflows import submission
+from workflows import known_clusters, submission
 from workflows.history import new_run_id
 from workflows.submission import Wanted, check_run_id
 
@@ -236,13 +236,14 @@ def states_at(address: str, token_file: Path | None) -> dict[str, str]:
 
 
 def jobs_at(address: str, token_file: Path | None) -> Jobs:
-    """The jobs of a Ray cluster.
+    """The jobs of a Ray cluster, which from now on is a known one.
 
     Raises:
         RefusedError: the address or the token cannot be used.
     """
     try:
         url = dashboard_url(address)
+        known_clusters.remember(url)
         return Jobs(url, tokens.find(token_file, urlsplit(url).hostname or ""))
     except ValueError as error:
         raise RefusedError(str(error)) from None

@@ -19,6 +19,7 @@ class JobsServer:
         self.mishap: Callable[[str], int | None] = lambda request: None
         """By the request's method and path a status to answer before anything is done; 0 hangs
         up when it is done."""
+        self.nodes: list[dict[str, Any]] = []
         self.url = ""
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
@@ -30,6 +31,8 @@ class JobsServer:
                 if method == "PUT":
                     self.packages[name] = body
                 return (200 if name in self.packages else 404), {}
+            case "GET", ["api", "v0", "nodes"]:
+                return 200, {"data": {"result": {"result": self.nodes}}}
             case "GET", ["api", "jobs"]:
                 return 200, list(self.jobs.values())
             case "POST", ["api", "jobs"]:

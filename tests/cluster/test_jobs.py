@@ -119,7 +119,7 @@ def test_status(server: JobsServer, client: Jobs) -> None:
     with pytest.raises(RefusedError, match="knows of no run first"):
         run.stop()
     client.submit(JOB)
-    assert run.status() == RemoteStatus(RemoteState.PENDING, "not yet")
+    assert run.status() == RemoteStatus(RemoteState.PENDING, "not yet. Nodes: 0, with no CPU.")
     server.jobs["first"] |= {"status": "FAILED", "driver_exit_code": 2, "message": "failed\nlog"}
     assert run.status() == RemoteStatus(RemoteState.FAILED, "its command ended with exit code 2", 2)
     server.jobs["first"] |= {"driver_exit_code": 127}
@@ -131,6 +131,21 @@ def test_status(server: JobsServer, client: Jobs) -> None:
     assert status is not None
     assert status.state is RemoteState.STOPPED
     assert status.is_ended
+
+
+def test_who_waits_for_a_node_is_told_what_there_is(server: JobsServer, client: Jobs) -> None:
+    node = {"CPU": 4.0, "memory": 1e9, "node:10.0.0.1": 1.0, "GPU": 2.0}
+    server.nodes = [
+        {"state": "ALIVE", "resources_total": node},
+        {"state": "ALIVE", "resources_total": {"CPU": 2.0, "head": 1.0}},
+        {"state": "DEAD", "resources_total": {"CPU": 64.0}},
+    ]
+    client.submit(Job("first", "pretune run p.yaml", metadata={jobs.DRIVER_ON: "big"}))
+    status = client.run("first").status()
+    assert status is not None
+    assert status.message == (
+        "not yet. Its driver wants a node with big. Nodes: 2, with CPU 6, GPU 2, head 1."
+    )
 
 
 @pytest.mark.parametrize(

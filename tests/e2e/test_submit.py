@@ -111,6 +111,7 @@ def test_what_no_node_can_take_is_withdrawn_in_time(place: Place) -> None:
     answer = place.submit(*late)
     assert answer.returncode == 3, answer.stdout + answer.stderr
     assert "waiting for resources" in answer.stdout
+    assert "Its driver wants a node with nowhere. Nodes: 2, with CPU 2." in answer.stdout
     assert "not begun within 3 s, and withdrawn" in answer.stdout
     status = place.call("status", "late", "--storage", "storage", "--json")
     assert json.loads(status.stdout)["cluster"]["state"] == "pending"
@@ -161,6 +162,7 @@ def test_stopped_in_the_middle_it_goes_on_from_its_checkpoint(place: Place) -> N
     assert place.call("stop", "first", *storage, token=None).returncode == 0
     watched = place.call("status", "first", "--watch", *storage)
     assert watched.returncode == 4, watched.stdout + watched.stderr
+    assert "what was finished is kept, give another --run-id to go on" in watched.stdout
     assert place.steps_of("first")[-1] < 400
 
     command = [PRETUNE, "submit", "pipeline.yaml", "--address", URL, "--token-file", "token"]

@@ -135,7 +135,7 @@ def test_columns_of_one_name_are_refused_where_somebody_asks_for_them(tmp_path: 
     split = SplitConfig(test=0.2, validation=0.2)
     data = TaskDataConfig(path=path.name, split=split)  # type: ignore[call-arg]
     with pytest.raises(DataError, match="'id' stands in the header twice"):
-        list(documents.rows(data, path))
+        list(documents.rows(data, str(path)))
 
 
 def test_dataset_with_several_splits_is_refused(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def task_data(path: Path) -> TaskDataConfig:
 def test_conll_sentences_end_at_empty_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("I\tO\nlike\tO\nRome\tB-place\n\t\nOslo\tB-place\n\n\n", encoding="utf-8")
-    assert list(documents.rows(task_data(path), path)) == [
+    assert list(documents.rows(task_data(path), str(path))) == [
         {"text": ["I", "like", "Rome"], "label": ["O", "O", "B-place"]},
         {"text": ["Oslo"], "label": ["B-place"]},
     ]
@@ -171,7 +171,7 @@ def test_conll_line_without_a_label_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("I\tO\nlike\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 2: expected word, tab, label"):
-        list(documents.rows(task_data(path), path))
+        list(documents.rows(task_data(path), str(path)))
 
 
 def test_missing_parquet_column_is_named(tmp_path: Path) -> None:
@@ -206,11 +206,11 @@ def test_labelled_rows_come_from_the_columns_that_are_named(tmp_path: Path, name
             pyarrow.parquet.write_table(table, path)
     split = SplitConfig(test=0.2, validation=0.2)
     data = TaskDataConfig(path=name, text="body", label="kind", split=split)  # type: ignore[call-arg]
-    assert list(documents.rows(data, path)) == [{"text": "some text", "label": "good"}]
-    assert documents.columns(path, data.format, "utf-8") == ["id", "body", "kind"]
+    assert list(documents.rows(data, str(path))) == [{"text": "some text", "label": "good"}]
+    assert documents.columns(str(path), data.format, "utf-8") == ["id", "body", "kind"]
     without = data.model_copy(update={"label": "class"})
     with pytest.raises(DataError, match="no column 'class'; it has 'id', 'body', 'kind'"):
-        list(documents.rows(without, path))
+        list(documents.rows(without, str(path)))
 
 
 def test_cut_zst_is_refused_and_one_of_several_frames_is_read_whole(tmp_path: Path) -> None:
@@ -246,8 +246,8 @@ def test_byte_order_mark_is_no_text(
     path.write_bytes(gzip.compress(binary) if suffix else binary)
     split = SplitConfig(test=0.2, validation=0.2)
     data = TaskDataConfig(path=path.name, encoding=encoding, split=split)  # type: ignore[call-arg]
-    assert documents.columns(path, data.format, encoding) == ["text", "label"]
-    assert list(documents.rows(data, path)) == [{"text": "fine", "label": "good"}]
+    assert documents.columns(str(path), data.format, encoding) == ["text", "label"]
+    assert list(documents.rows(data, str(path))) == [{"text": "fine", "label": "good"}]
     assert read(path, encoding=encoding) == ["fine"]
 
 
@@ -255,7 +255,7 @@ def test_byte_order_mark_is_no_part_of_lines_and_words(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffRome\tplace\n\ufeffinside\tkept\n".encode())
     assert read(path) == ["Rome\tplace", "\ufeffinside\tkept"]
-    (sentence,) = documents.rows(task_data(path), path)
+    (sentence,) = documents.rows(task_data(path), str(path))
     assert sentence["text"] == ["Rome", "\ufeffinside"]
 
 
@@ -279,7 +279,7 @@ def test_parquet_damaged_behind_its_footer_is_named(tmp_path: Path, damage: str)
         else:
             del content[start + 10 : start + size]
         path.write_bytes(bytes(content))
-    assert documents.columns(path, "parquet", "utf-8") == ["text"]
+    assert documents.columns(str(path), "parquet", "utf-8") == ["text"]
     told: list[str] = []
     kept = read(path, told)
     assert len(told) == 1

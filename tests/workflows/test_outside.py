@@ -17,6 +17,8 @@ import pytest
 from conftest import write_classification, write_pipeline
 from huggingface_hub import constants
 
+from trainers import task_data
+from trainers.task_types.classification import Classification
 from workflows.config import ConfigError, load_config
 from workflows.outside import OutsideData, inspect, pinned
 
@@ -290,9 +292,39 @@ def test_remote_file_is_known_by_its_tag_and_not_read(
     assert second[a] != first[a]
 
 
-def test_task_rows_are_local(tmp_path: Path, pipeline: dict[str, Any], s3: str) -> None:
-    pipeline["tasks"]["tone"]["data"]["path"] = f"{s3}/tone.csv"
-    with pytest.raises(ConfigError, match="local file; download it"):
+def test_rows_of_a_task_may_be_behind_a_url(
+    tmp_path: Path, pipeline: dict[str, Any], s3: str
+) -> None:
+    place = f"{s3}/{uuid.uuid4().hex}/tone.csv"
+    content = (tmp_path / "tone.csv").read_bytes()
+
+    def put(content: bytes) -> str:
+        boto3.client("s3").put_object(Bucket="bucket", Key=place.split("/", 3)[3], Body=content)
+        ((path, digest),) = look(tmp_path, pipeline).tasks["tone"].values()
+        assert path == place
+        return digest
+
+    data = pipeline["tasks"]["tone"]["data"]
+    data["path"] = place
+    with pytest.raises(ConfigError, match=r"tone\.csv: "):
+        look(tmp_path, pipeline)
+    first = put(content)
+    assert put(content) == first
+    assert put(content + b"\nmore,good") != first
+    read = tmp_path / "read"
+    read.mkdir()
+    config = load_config(tmp_path / "pipeline.yaml").tasks["tone"]
+    facts = task_data.prepare(config.data, Classification, tmp_path, read)
+    assert sum(facts["rows"].values()) == 241
+    data["label"] = "mood"
+    with pytest.raises(ConfigError, match="no column 'mood'; set label to one of 'text', 'label'"):
+        look(tmp_path, pipeline)
+    data |= {"label": "label", "path": place.replace("tone.csv", "*.csv")}
+    assert put(content) == first
+    boto3.client("s3").put_object(
+        Bucket="bucket", Key=place.split("/", 3)[3].replace("tone", "two"), Body=content
+    )
+    with pytest.raises(ConfigError, match="2 files match"):
         look(tmp_path, pipeline)
 
 

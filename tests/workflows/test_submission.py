@@ -2,10 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
 from conftest import tiny_pipeline
+from typer.testing import CliRunner
 
-from workflows import history, submission
+from workflows import cli, history, known_clusters, submission
 from workflows.config import ConfigError
 from workflows.execution import RunPaths
 from workflows.journal import DRIVER, Journal
@@ -57,6 +59,7 @@ def test_what_is_sent(folder: Path, scratch: Path) -> None:
             "team": "nlp",
             "pretune_pipeline": "tiny",
             "pretune_package": sent.job.package.name,
+            "pretune_driver_on": "head",
         },
         "runtime_env": {"env_vars": {"A": "1"}, "working_dir": sent.job.package.uri},
         "entrypoint_resources": {"head": 0.001},
@@ -175,6 +178,30 @@ def test_where_a_run_was_submitted_to_is_found_by_its_name(tmp_path: Path) -> No
     assert submission.address_of(paths) == "http://head:8265"
     (run,) = history.runs(where)
     assert (run.run_id, run.pipeline) == ("nightly", "tiny")
+
+
+def test_a_storage_does_not_say_who_gets_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    asked: list[str] = []
+    monkeypatch.setattr(requests.Session, "request", lambda *given, **_: asked.append(given[2]))
+    where = Storage.at(tmp_path)
+    submission.note(RunPaths(where, "nightly"), "tiny", "http://elsewhere:8265", is_new=True)
+
+    def status(*more: str) -> str:
+        command = ["status", "nightly", "--storage", str(tmp_path), *more]
+        return CliRunner().invoke(cli.app, command).output
+
+    assert "is not asked until you give --address http://elsewhere:8265 once" in status()
+    assert not asked
+    status("--address", "http://elsewhere:8265")  # the user himself names it
+    assert len(asked) == 1
+    status()
+    assert asked == ["http://elsewhere:8265/api/jobs/nightly"] * 2
+    assert known_clusters.is_known("http://127.0.0.1:8265")
+    assert not known_clusters.is_known("http://127.0.0.1.example.org:8265")
 
 
 def test_runs_are_in_the_order_in_which_they_began(tmp_path: Path) -> None:
