@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +36,7 @@ class Access(NamedTuple):
     resource: str
     """With its subresource, as `pods/log`."""
     name: str | None = None
+    query: str = ""
 
 
 def is_allowed(access: Access, rules: Sequence[Document]) -> bool:
@@ -65,6 +66,8 @@ class ApiServer:
     """All that was asked of objects."""
     failures: deque[int] = field(default_factory=deque)
     """Codes that the next requests are answered with, whatever they ask; 0 hangs up."""
+    meanwhile: Callable[[], None] = lambda: None
+    """Called before each answer: what an operator has done by then."""
 
     def kubeconfig(self, folder: Path) -> Path:
         """A file that leads clients here."""
@@ -179,6 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = b"".join(self._body())
         url = urlsplit(self.path)
         self._query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        self.api.meanwhile()
         if self.api.failures:
             code = self.api.failures.popleft()
             if not code:
@@ -217,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "watch" in self._query:
             verb = "watch"
         parts = [part for part in (place.resource.plural, place.subresource) if part]
-        access = Access(verb, place.resource.group, "/".join(parts), place.name)
+        query = urlsplit(self.path).query
+        access = Access(verb, place.resource.group, "/".join(parts), place.name, query)
         self.api.log.append(access)
         if self.api.rules is not None and not is_allowed(access, self.api.rules):
             message = f"{place.resource.full_name} is forbidden: cannot {verb} {access.resource}"
