@@ -10,6 +10,9 @@ BIN    := $(VENV)/bin
 DEMO   := data/demo
 BASE   := data/encoder
 
+# Tests with Ray have the machine to themselves.
+TWO_AT_ONCE := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
 .PHONY: demo encoder test check lint venv venv-test lock clean
 
 demo: $(DEMO)/ready
@@ -28,10 +31,11 @@ $(BASE)/ready: $(VENV)/installed examples/base-model.txt
 	@touch $@
 
 test: venv-test lint
-	$(BIN)/pytest -m "not gpu" --durations=10
+	$(TWO_AT_ONCE) -m "not gpu and not ray" --durations=10
+	$(BIN)/pytest -m "ray and not gpu" --durations=10
 
 check: venv-test lint
-	$(BIN)/pytest -m "not gpu and not ray and not slow"
+	$(TWO_AT_ONCE) -m "not gpu and not ray and not slow"
 
 lint: venv-test
 	$(BIN)/ruff check .

@@ -181,10 +181,12 @@ class Jobs:
             raise RefusedError(f"{self.url}: the upload failed: {_said(answer)}")
 
     def _call(
-        self, method: str, path: str, *, timeout: tuple[float, float] = _TIMEOUT_S, **more: Any
+        self, method: str, path: str, *, timeout: tuple[float, float] | None = None, **more: Any
     ) -> requests.Response:
         try:
-            answer = self._session.request(method, self.url + path, timeout=timeout, **more)
+            answer = self._session.request(
+                method, self.url + path, timeout=timeout or _TIMEOUT_S, **more
+            )
         except requests.RequestException as error:
             raise ContactError(f"{self.url} does not answer: {_cause(error)}") from error
         match answer.status_code:

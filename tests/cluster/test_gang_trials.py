@@ -60,27 +60,23 @@ def comes_true(condition: Callable[[], bool], within_s: float = 30.0) -> bool:
 
 
 def test_ranks_train_every_trial_together(cluster: RayCluster, tmp_path: Path) -> None:
-    values = [-1, -5, 5, -6, -7]
-    config = SearchConfig(trials=5, searcher="grid", space={"x": values, "epochs": 3})
+    values = [-1, -5, 5, -7]
+    config = SearchConfig(trials=4, searcher="grid", space={"x": values, "epochs": 3})
     by_x = search(cluster, tmp_path, config)
     assert [epoch["total"] for epoch in by_x[5].history] == [15.0, 30.0, 45.0]
     assert by_x[5].status == "finished"
     # What a rank raised ends its trial and no other.
     assert (by_x[-1].status, by_x[-1].error) == ("failed", "ValueError: minus one")
-    # Out of memory: begun again from the first epoch, twice, with less at a time.
+    # Out of memory: begun again from the first epoch, with less at a time.
     assert by_x[-5].status == "finished"
     assert [epoch["total"] for epoch in by_x[-5].history] == [-15.0, -30.0, -45.0]
-    assert [epoch["halvings"] for epoch in by_x[-5].history] == [0.0, 2.0, 2.0]
-    # A rank that the cluster lost: gone on with from the epoch before.
-    assert (tmp_path / "died").exists()
-    assert by_x[-6].status == "finished"
-    assert [epoch["total"] for epoch in by_x[-6].history] == [-18.0, -36.0, -54.0]
+    assert [epoch["halvings"] for epoch in by_x[-5].history] == [0.0, 1.0, 1.0]
     # A rank that was lost before there was anything to go on with.
     assert (tmp_path / "died_at_start").exists()
     assert [epoch["total"] for epoch in by_x[-7].history] == [-21.0, -42.0, -63.0]
     assert comes_true(lambda: held() == 0)
     # Of each trial that saved anything no more than the last checkpoint, of the last trial two.
-    assert len(list((tmp_path / "search" / "gangs").iterdir())) <= 4 + 1
+    assert len(list((tmp_path / "search" / "gangs").iterdir())) <= 3 + 1
 
 
 def test_a_trial_that_falls_behind_leaves_its_workers_to_the_next(
@@ -120,6 +116,7 @@ def test_workers_that_were_at_it_when_the_time_was_over_are_free_again(
 def test_the_state_of_ranks_goes_over_an_object_store(
     cluster: RayCluster, tmp_path: Path, s3: str
 ) -> None:
+    """A rank that the cluster lost: gone on with from the epoch before."""
     config = SearchConfig(trials=1, space={"x": -6, "epochs": 3})
     found = search(cluster, tmp_path, config, f"{s3}/search")
     assert (tmp_path / "died").exists()
@@ -127,34 +124,24 @@ def test_the_state_of_ranks_goes_over_an_object_store(
 
 
 def test_a_function_of_a_gang_for_each_item(cluster: RayCluster, tmp_path: Path) -> None:
-    found = cluster.map_on_gangs(
-        scaled_on_ranks,
-        [1, -5, 3],
-        GangConfig(workers=2),
-        directory=str(tmp_path / "ray"),
-        log=tmp_path / "log",
-    )
-    assert found == [20, -99, 60]
-    assert comes_true(lambda: held() == 0)
-
-
-def test_an_item_whose_gang_is_lost_is_computed_again(cluster: RayCluster, tmp_path: Path) -> None:
+    """The first loses its gang and is computed again, the second runs out of memory."""
     found = cluster.map_on_gangs(
         ScaledAfterADeath(tmp_path / "died"),
-        [4],
+        [1, -5],
         GangConfig(workers=2),
         directory=str(tmp_path / "ray"),
         log=tmp_path / "log",
     )
-    assert found == [80]
+    assert found == [20, -99]
     assert (tmp_path / "died").exists()
+    assert comes_true(lambda: held() == 0)
 
 
 def test_an_item_that_raises_ends_all(cluster: RayCluster, tmp_path: Path) -> None:
     with pytest.raises(TaskFailedError, match="KeyError: 'minus one'"):
         cluster.map_on_gangs(
             scaled_on_ranks,
-            [1, -1, 3],
+            [-1, 3],
             GangConfig(workers=2),
             directory=str(tmp_path / "ray"),
             log=tmp_path / "log",

@@ -178,7 +178,7 @@ class ToyTrialOfRanks(ToyTrial):
         from torch import tensor
 
         metrics = super().step()
-        if self.x == -5 and self.epoch == 2 and self.halvings < 2 and dist.get_rank() == 1:
+        if self.x == -5 and self.epoch == 2 and self.halvings < 1 and dist.get_rank() == 1:
             raise OutOfMemoryError("out of memory: cannot allocate")
         if self.x == -6 and self.epoch == 2 and dist.get_rank() == 1:
             die_once(Path(self.shared["marker"]))

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ def reproducible_pipeline(folder: Path) -> dict[str, Any]:
     return data
 
 
+@cache
+def in_peace(factory: pytest.TempPathFactory) -> Storage:
+    """The storage of a run in which nothing happened, made once for all that compare with it."""
+    folder = factory.mktemp("undisturbed")
+    write_pipeline(folder, reproducible_pipeline(folder))
+    answer = pretune("run", "pipeline.yaml", folder=folder)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return Storage.at(folder / "storage")
+
+
 def committed(where: Storage, step: StepRef) -> list[Record]:
     ledger = Ledger(where)
     found = [ledger.record(step, number) for number in range(1, 40)]
@@ -57,33 +68,30 @@ def model_digests(where: Storage) -> dict[str, Any]:
     }
 
 
-def test_driver_killed_at_ten_random_moments_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    for folder in (undisturbed, disturbed):
-        folder.mkdir()
-        write_pipeline(folder, reproducible_pipeline(folder))
-    answer = pretune("run", "pipeline.yaml", folder=undisturbed)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+def test_driver_killed_at_ten_random_moments_ends_as_if_nothing_had_been(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    write_pipeline(tmp_path, reproducible_pipeline(tmp_path))
 
     moments = random.Random(SEED)
     for _ in range(KILLS):
         process = subprocess.Popen(
             [PRETUNE, "run", "pipeline.yaml"],
-            cwd=disturbed,
+            cwd=tmp_path,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         time.sleep(moments.uniform(5.0, 30.0))
         process.kill()
         process.wait()
-    answer = pretune("run", "pipeline.yaml", "--json", folder=disturbed)
+    answer = pretune("run", "pipeline.yaml", "--json", folder=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert set(json.loads(answer.stdout)["states"].values()) <= {"done", "reused"}
 
-    where = Storage.at(disturbed / "storage")
+    where, undisturbed = Storage.at(tmp_path / "storage"), in_peace(tmp_path_factory)
     steps = steps_of(where)
-    assert steps == steps_of(Storage.at(undisturbed / "storage"))
-    assert model_digests(where) == model_digests(Storage.at(undisturbed / "storage"))
+    assert steps == steps_of(undisturbed)
+    assert model_digests(where) == model_digests(undisturbed)
     assert len(model_digests(where)) == 3
     assert_each_step_was_committed_once_and_not_run_after(where, steps)
     # The tuned models' versions and promotions are not doubled either.
@@ -91,10 +99,10 @@ def test_driver_killed_at_ten_random_moments_ends_as_if_nothing_had_been(tmp_pat
         assert len(ModelStore(where).versions(name)) == 1
         assert len(ModelStore(where).log(name)) == (0 if name == "tiny.base" else 1)
     # No litter is left, and nothing that counts was taken for litter.
-    assert pretune("gc", "--storage", "storage", "--delete", folder=disturbed).returncode == 0
-    attempts = {path.name for path in disturbed.glob("storage/artifacts/*/*/*")}
+    assert pretune("gc", "--storage", "storage", "--delete", folder=tmp_path).returncode == 0
+    attempts = {path.name for path in tmp_path.glob("storage/artifacts/*/*/*")}
     assert attempts == {committed(where, step)[0].attempt for step in steps}
-    again = pretune("run", "pipeline.yaml", "--json", folder=disturbed)
+    again = pretune("run", "pipeline.yaml", "--json", folder=tmp_path)
     assert set(json.loads(again.stdout)["states"].values()) == {"reused"}
 
 
