@@ -21,6 +21,9 @@ from workflows.storage import Storage
 if TYPE_CHECKING:
     from cluster.ray_cluster import RayCluster
 
+TOYS = str(Path(__file__).parent / "cluster")
+"""Where workers of a cluster find the module `toys`, as this process does."""
+
 WORDS = [word for text in topics.values() for word in text.split() if word.isalpha()]
 
 
@@ -234,18 +237,18 @@ def cluster(s3: str) -> Iterator["RayCluster"]:
     """A Ray of this machine for the tests of one module, which knows the S3 server, too."""
     from cluster.ray_cluster import connect
 
-    # Workers find the module `toys` as this process does.
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent / "cluster")
-    with connect(ClusterConfig(retry=RetryConfig(max_attempts=2, delay_s=0))) as connected:
-        yield connected
-    del os.environ["PYTHONPATH"]
+    config = ClusterConfig(retry=RetryConfig(max_attempts=2, delay_s=0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", TOYS, prepend=os.pathsep)
+        with connect(config) as connected:
+            yield connected
 
 
 @pytest.fixture(scope="module")
 def no_token() -> Iterator[None]:
     """Rays of several nodes without authentication, whose processes find the module `toys`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "cluster"))
+        patch.setenv("PYTHONPATH", TOYS, prepend=os.pathsep)
         patch.setenv("RAY_AUTH_MODE", "disabled")
         yield
 
