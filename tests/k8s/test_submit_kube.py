@@ -16,7 +16,7 @@ from schemas import Document
 from test_rayjobs import template
 from typer.testing import CliRunner, Result
 
-from workflows import cli, following
+from workflows import cli, following, storage
 from workflows.config import ConfigError
 
 TEAM = "pretune"
@@ -36,6 +36,9 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
         put(server, cron(labels={"kueue.x-k8s.io/queue-name": "gpu"}))
         yield server
+    # Clients of object stores are kept: those made here know neither the server of other tests nor
+    # its keys.
+    storage._filesystem.cache_clear()
 
 
 def cron(**metadata: Any) -> Document:
