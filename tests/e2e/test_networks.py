@@ -106,4 +106,4 @@ def test_a_network_that_is_cut_and_healed_changes_no_result(
         ended = pretune("status", "cut", "--watch", "--storage", disturbed, folder=tmp_path, **own)
         assert ended.returncode == 0, ended.stdout + ended.stderr
     assert model_digests(Storage.at(disturbed)) == model_digests(undisturbed)
-    assert len(model_digests(Storage.at(disturbed))) == 3
+    assert len(model_digests(Storage.at(disturbed))) == 2

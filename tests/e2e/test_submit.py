@@ -141,11 +141,12 @@ def test_a_run_is_known_by_its_name(place: Place) -> None:
     listed = place.call("list", *storage, "--address", URL, "--json")
     rows = {row["run"]: row for row in json.loads(listed.stdout)}
     assert rows["nightly"]["outcome"] == rows["nightly"]["cluster"] == "succeeded"
-    assert rows["nightly"]["steps"] == "16/16"
     assert rows["late"]["cluster"] == "pending"
     status = json.loads(place.call("status", "nightly", *storage, "--json").stdout)
     assert status["outcome"] == "succeeded"
     assert {step["state"] for step in status["steps"].values()} == {"done"}
+    steps = len(status["steps"])
+    assert rows["nightly"]["steps"] == f"{steps}/{steps}"
     assert "steps done" in place.call("logs", "nightly", *storage).stdout
     assert "saved checkpoint" in place.call("logs", "nightly", "pretrain", *storage).stdout
     unknown = place.call("logs", "nightly", "pretrian", *storage)
@@ -210,7 +211,7 @@ def test_the_token_is_nowhere_to_be_read(place: Place) -> None:
 
 
 def test_killed_nodes_cost_time_and_not_results(place: Place) -> None:
-    """The last one: a node dies while pretraining runs, then in the searches all of them."""
+    """The last one: a node dies while pretraining runs, then in the search all of them."""
     disturbed = Storage.at(place.folder / "disturbed")
     (place.folder / "disturbed").mkdir()
     again = ("--run-id", "hard", "--storage", place.folder / "disturbed")
@@ -236,4 +237,4 @@ def test_killed_nodes_cost_time_and_not_results(place: Place) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert run_ids(disturbed) == ["hard"]
     assert model_digests(disturbed) == place.undisturbed
-    assert len(place.undisturbed) == 3
+    assert len(place.undisturbed) == 2

@@ -28,10 +28,10 @@ SEED = 20261123
 
 
 def reproducible_pipeline(folder: Path) -> dict[str, Any]:
-    """Without ASHA: which trials it stops depends on which report first."""
+    """One task, without ASHA: which trials it stops depends on which report first."""
     data = tiny_pipeline(folder)
-    for task in data["tasks"].values():
-        task["search"] |= {"searcher": "random", "scheduler": "none"}
+    del data["tasks"]["places"]
+    data["tasks"]["tone"]["search"] |= {"searcher": "random", "scheduler": "none"}
     return data
 
 
@@ -92,7 +92,7 @@ def test_driver_killed_at_ten_random_moments_ends_as_if_nothing_had_been(
     steps = steps_of(where)
     assert steps == steps_of(undisturbed)
     assert model_digests(where) == model_digests(undisturbed)
-    assert len(model_digests(where)) == 3
+    assert len(model_digests(where)) == 2
     assert_each_step_was_committed_once_and_not_run_after(where, steps)
     # The tuned models' versions and promotions are not doubled either.
     for name in ModelStore(where).names():
