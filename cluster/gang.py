@@ -11,6 +11,8 @@ import ray.train
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.metrics import Gauge
 
@@ -90,6 +92,18 @@ class _Rank:
             self.function(RankReporter(rank, self.on_report))
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Starts two processes less for each gang, which would import for seconds and stay as long.
+
+    No rank is given a Ray data set, and `cluster.orphans` gives reservations back.
+    """
+
+    def _create_default_callbacks(self) -> list[object]:
+        not_needed = (DatasetsCallback, PlacementGroupCleanerCallback)
+        made = super()._create_default_callbacks()
+        return [callback for callback in made if not isinstance(callback, not_needed)]
+
+
 class _Judge(UserCallback):  # type: ignore[misc]
     """Decides in Ray Train's controller whether a gang that ended badly is started again.
 
@@ -149,7 +163,7 @@ def run(
         os.environ.setdefault(*_ELASTIC_PLACEMENT)
     start = 1
     while True:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _Rank(function, log, on_report),
             torch_config=TorchConfig(backend="nccl" if gang.gpus else "gloo"),
             scaling_config=_scaling(gang),

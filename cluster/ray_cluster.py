@@ -259,7 +259,8 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
         _remove_folders_of_killed_drivers()
         prefix = f"{_FOLDER_PREFIX}{os.getpid()}-"
         temporary = tempfile.mkdtemp(prefix=prefix, dir=_SHORT_TEMPORARY_FOLDER)
-        ray.init(address="local", include_dashboard=False, _temp_dir=temporary, **quiet)
+        with _nobody_watches():
+            ray.init(address="local", include_dashboard=False, _temp_dir=temporary, **quiet)
     try:
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own, which exits at once
         with orphans.swept():
@@ -268,6 +269,22 @@ def connect(config: ClusterConfig) -> Iterator[RayCluster]:
         ray.shutdown()
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _nobody_watches() -> Iterator[None]:
+    """Processes that begin now start none that would tell them when their node is to go.
+
+    It would cost each gang seconds; the one node of a local Ray goes with the driver.
+    """
+    name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "0")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def live_nodes(worker: WorkerConfig | None = None) -> list[dict[str, Any]]:
