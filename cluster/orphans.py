@@ -22,7 +22,8 @@ def swept() -> Iterator[None]:
 
     Ray keeps what an actor has reserved until the actor and its whole job have ended. Ray Train's
     controller of a gang is one: when it is killed, nobody else ever gets the gang's place. Ray
-    Train's own remedy asks Ray's dashboard, which need not be there.
+    Train's own remedy is a process for each gang that asks Ray's dashboard, which need not be
+    there; gangs do without it (`cluster.gang`).
     """
     is_over = threading.Event()
 

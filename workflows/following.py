@@ -17,6 +17,8 @@ from workflows.storage import StorageError
 
 _POLL_S = 1.0
 _LOG_EVERY_S = 5.0
+_LOG_ATTEMPTS = 5
+"""For the end of a log, which tells most; it is not asked for again."""
 _LOST_AFTER_S = 300.0
 """A head that is started anew, or a network that is mended, has answered by then."""
 _HEAD_WITHIN_S = 60.0
@@ -132,25 +134,32 @@ class Follower:
         elif self.clock() - self._log_at > _LOG_EVERY_S:
             self._show_log()
 
-    def _show_log(self) -> None:
-        """What came since the last time; a cluster that does not answer is asked again later."""
+    def _show_log(self) -> bool:
+        """What came since the last time; whether the cluster could be asked."""
         self._log_at = self.clock()
         try:
             log = self.remote.log()
         except (ContactError, ValueError) as error:
             self._tell(f"the log cannot be read now: {error}")
-            return
+            return False
         if self._shown.startswith(log):
-            return  # nothing new, or an answer that is behind
+            return True  # nothing new, or an answer that is behind
         # A driver that was started again has a log of its own.
         new = log.removeprefix(self._shown)
         self._shown = log
         self.console.print(new, end="", markup=False, highlight=False, soft_wrap=True)
+        return True
+
+    def _show_rest_of_log(self) -> None:
+        for _ in range(_LOG_ATTEMPTS):
+            if self._show_log():
+                return
+            self.sleep(_POLL_S)
 
     def _end(self, status: RemoteStatus) -> int:
         code = exit_code(status)
         if self._live is None:
-            self._show_log()
+            self._show_rest_of_log()
         else:
             with contextlib.suppress(StorageError):  # how it ended is known
                 self._live.__exit__()
@@ -159,7 +168,7 @@ class Follower:
                 self._print(line)
             self._live = None
             if code and not said:
-                self._show_log()
+                self._show_rest_of_log()
         if code:
             self._print(f"{status.state}: {status.message}")
         return code

@@ -116,6 +116,27 @@ def test_a_run_succeeds_and_its_driver_is_heard(api: ApiServer) -> None:
     assert any("fieldValidation=Strict" in access.query for access in api.log)
 
 
+def test_a_log_that_breaks_off_is_read_on_without_gaps_or_doubles(api: ApiServer) -> None:
+    head_pod(api, "a", "")
+    runs, asked = runs_through(api, *["Running"] * 24, "Complete"), count()
+
+    def act() -> None:
+        runs()
+        if names(api):
+            number = next(asked)
+            api.store.print(TEAM, "a-head", f"line {number};\n")
+            if number and number % 5 == 0:
+                api.failures.append(503 * (number % 2))
+
+    api.meanwhile = act
+    answer = submit("--run-id", "a", "--storage", "s3://b/x")
+    assert answer.exit_code == 0, answer.output
+    assert "as the test wants it" in answer.output
+    lines = [line for line in answer.output.splitlines() if line.startswith("line ")]
+    assert lines == [f"line {number};" for number in range(len(lines))]
+    assert len(lines) > 20
+
+
 @pytest.mark.parametrize(
     ("status", "ends", "code"), [("Failed", "FAILED", 1), ("Complete", "STOPPED", 4)]
 )
