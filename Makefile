@@ -11,7 +11,7 @@ DEMO   := data/demo
 BASE   := data/encoder
 
 # Tests with Ray have the machine to themselves.
-TWO_AT_ONCE := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+TWO_AT_ONCE := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo encoder test check lint venv venv-test lock clean
 

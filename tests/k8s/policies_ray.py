@@ -220,7 +220,8 @@ def stops_leave_time(world: World) -> Iterator[str]:
 def workers_leave_before_they_go(world: World) -> Iterator[str]:
     """Ray is not told by Kubernetes that a pod goes."""
     for ray in world.ray_objects:
-        for pod in ray.pods[1:]:
+        workers = itertools.islice(ray.pods, 1, 1 + len(ray.groups))  # between head and submitter
+        for pod in workers:
             hook = pod.containers[0].get("lifecycle", {}).get("preStop", {}).get("exec", {})
             match hook.get("command"):
                 case ["pretune", "drain", "--within", seconds]:
