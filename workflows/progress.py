@@ -86,12 +86,12 @@ class RunView:
 
     def table(self) -> Table:
         """One line a step."""
-        table = Table(box=None, pad_edge=False, show_header=False)
-        table.add_column(width=1)
+        table = Table(box=None, pad_edge=False, show_header=False, expand=True)
+        table.add_column(width=1, no_wrap=True)
         table.add_column(no_wrap=True, min_width=max(map(len, self.steps), default=0))
         table.add_column(no_wrap=True, min_width=len("not needed"))
         table.add_column(justify="right", no_wrap=True, min_width=len("00:00"))
-        table.add_column(overflow="ellipsis", no_wrap=True)
+        table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)  # has what the others leave
         for name, view in self.steps.items():
             table.add_row(
                 _MARKS.get(view.state, "?"), name, view.state, clock(view.elapsed_s), detail(view)
