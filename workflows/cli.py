@@ -12,6 +12,7 @@ from rich.text import Text
 from cluster.config import POPULATION
 from workflows import session
 from workflows.cli_cluster import doctor, drain
+from workflows.cli_init import init
 from workflows.cli_k8s import k8s
 from workflows.cli_models import models
 from workflows.cli_predict import predict
@@ -49,6 +50,7 @@ app = typer.Typer(
 )
 app.add_typer(models, name="models")
 app.add_typer(k8s, name="k8s")
+app.command()(init)
 app.command()(predict)
 app.command()(verify_resume)
 app.command()(doctor)

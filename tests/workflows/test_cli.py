@@ -13,6 +13,7 @@ from workflows import cli
 PRETUNE = str(Path(sys.executable).with_name("pretune"))
 
 COMMANDS = [
+    ["init"],
     ["validate"],
     ["plan"],
     ["run"],
