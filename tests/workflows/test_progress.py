@@ -61,11 +61,13 @@ def test_table_fits_80_columns_and_names_every_step() -> None:
     view = view_of(
         {"event": "step", "step": "pretrain", "state": "failed", "cause": "x" * 200},
     )
-    Console(file=file, width=80, force_terminal=True).print(view.table())
-    text = file.getvalue()
-    assert "pretrain" in text
-    assert "tone.tune" in text
-    assert "failed" in text
+    Console(file=file, width=80, no_color=True).print(view.table())
+    lines = file.getvalue().splitlines()
+    assert {len(line) for line in lines} == {80}
+    assert [line.split()[:3] for line in lines if "pretrain" in line] == [
+        ["x", "pretrain", "failed"]
+    ]
+    assert any(line.startswith(".  tone.tune") for line in lines)
 
 
 def test_in_a_pipe_each_change_is_one_plain_line(local: Storage) -> None:
