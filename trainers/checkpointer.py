@@ -50,6 +50,8 @@ class Checkpointer:
         self._snapshots = Snapshots()
         self._saving_s = 0.0
         self._is_abandoned = False
+        self.saved_step: int | None = None
+        """Of the newest checkpoint that is whole and sealed, as rank 0 knows it."""
         engine.before_update = self._snapshots.wait_until_copied
 
     @property
@@ -196,6 +198,7 @@ class Checkpointer:
         for old in checkpoint.prune(self._root, self._config, newest_step=step):
             if self._share:
                 self._share.remove(old)
+        self.saved_step = step
         logger.info("saved checkpoint %s", directory)
 
     @contextlib.contextmanager

@@ -300,7 +300,8 @@ class _Session:
             "rollbacks": len(self._rollbacks),
         }
         self._speeds.append({"optimizer_step": self._step, **speed})
-        self._reporter.report({**point, **speed})
+        step = self._checkpoints.saved_step
+        self._reporter.report({**point, **speed, **({} if step is None else {"saved_step": step})})
 
     def _seconds(self) -> dict[str, float]:
         """By what the loop was busy with, in this process so far."""

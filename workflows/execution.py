@@ -243,6 +243,12 @@ class Progress:
         self.journal.append("note", step=self.step, text=text)
         self.journal.flush()
 
+    def of_search(self, metric: str, *, lower_is_better: bool, trials: int | None) -> None:
+        """What a search ranks its trials by, and how many there will be, where that is known."""
+        self.journal.append(
+            "search", step=self.step, metric=metric, lower_is_better=lower_is_better, trials=trials
+        )
+
     def of_trial(self, trial: str, metrics: Metrics) -> None:
         """Of one trial of a search."""
         self.journal.append("trial", step=self.step, trial=trial, **metrics)

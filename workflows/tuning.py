@@ -41,6 +41,11 @@ def run(context: StageContext) -> Mapping[str, Any]:
     if _FEATURES in context.records:
         stream = context.stream(_FEATURES, keep=len(context.records[_FEATURES].files))
         inputs = replace(inputs, features=features.opened(stream))
+    context.progress.of_search(
+        spec.task.metric,
+        lower_is_better=spec.task.lower_is_better,
+        trials=spec.search.trials if spec.search.max_hours is None else None,
+    )
     results = cluster.run_trials(
         finetune.FineTuning,
         inputs,

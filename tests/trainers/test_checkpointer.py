@@ -86,6 +86,7 @@ def test_loaded_training_goes_on_as_the_saved_one(tmp_path: Path) -> None:
     step(second)
     assert weights(second) == weights(first)
     assert 0 < saved.stall_s < 5
+    assert (saved.saved_step, other.saved_step) == (1, None)
 
 
 def test_newest_of_all_folders_below_a_step_is_found(tmp_path: Path) -> None:

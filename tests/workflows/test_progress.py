@@ -1,4 +1,5 @@
 import io
+import time
 
 from rich.console import Console
 
@@ -56,6 +57,51 @@ def test_search_is_told_by_its_trials() -> None:
     assert detail(view.steps["tone.tune"]) == "2 trials begun, 3 epochs"
 
 
+def test_search_tells_the_best_so_far() -> None:
+    search = {"event": "search", "step": "tone.tune", "metric": "mse", "lower_is_better": True}
+    trials = [(1, 0.5), (2, float("nan")), (3, 0.25), (4, 0.75)]
+    view = view_of(
+        {"event": "step", "step": "tone.tune", "state": "running"},
+        {**search, "trials": 8},
+        *(
+            {"event": "trial", "step": "tone.tune", "trial": f"t{number}", "epoch": 1, "mse": mse}
+            for number, mse in trials
+        ),
+    )
+    assert detail(view.steps["tone.tune"]) == "4/8 trials begun, best mse 0.25, 4 epochs"
+
+
+def test_training_tells_how_long_it_still_takes_and_when_it_was_saved() -> None:
+    now = time.time()
+    view = RunView(["pretrain"])
+
+    def take(at: float, step: int, **more: float) -> str:
+        event = {"event": "progress", "step": "pretrain", "optimizer_step": step, "loss": 2.0}
+        view.take({"time": at, **event, "total_steps": 100, **more})
+        return detail(view.steps["pretrain"])
+
+    view.take({"time": now - 300, "event": "step", "step": "pretrain", "state": "running"})
+    assert take(now - 100, 10) == "step 10/100, loss 2.000"
+    assert take(now - 75, 20, saved_step=20) == "step 20/100, 3:20 left, loss 2.000, saved 1:15 ago"
+    told = take(now - 50, 30, saved_step=20, model_flops_utilisation=0.4)
+    assert told == "step 30/100, 2:55 left, loss 2.000, MFU 40%, saved 1:15 ago"
+    # A lost worker: begun again from the checkpoint, slower.
+    assert take(now - 20, 21, saved_step=20) == "step 21/100, loss 2.000, saved 1:15 ago"
+    told = take(now, 23, saved_step=20)
+    assert told == "step 23/100, 12:50 left, loss 2.000, saved 1:15 ago"
+
+
+def test_notes_are_told_as_they_come(local: Storage) -> None:
+    for is_terminal in (False, True):
+        file = io.StringIO()
+        journal, folder = Journal(local, f"events{is_terminal}", "run"), f"events{is_terminal}"
+        console = Console(file=file, width=80, force_terminal=is_terminal, no_color=True)
+        with LiveView(console, Tail(local, folder), ["pretrain"]):
+            journal.append("note", step="pretrain", text="out of memory: smaller micro-batches")
+            journal.flush()
+        assert "pretrain: out of memory: smaller micro-batches" in file.getvalue()
+
+
 def test_table_fits_80_columns_and_names_every_step() -> None:
     file = io.StringIO()
     view = view_of(
@@ -86,6 +132,7 @@ def test_in_a_pipe_each_change_is_one_plain_line(local: Storage) -> None:
 
 def test_clock_counts_minutes() -> None:
     assert [clock(None), clock(5), clock(125.9)] == ["", "0:05", "2:05"]
+    assert clock(2 * 3600 + 5 * 60 + 1) == "2 h 05"
 
 
 def test_in_a_terminal_the_table_is_redrawn(local: Storage) -> None:
