@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,6 +173,43 @@ def list_runs(
         print_json(list(rows.values()))
     else:
         out.print(table_of(list(rows.values())))
+
+
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B")],
+    storage: StorageOption = STORAGE,
+    as_json: AsJson = False,
+) -> None:
+    """Show in what two runs of a storage differ: configuration, scores, time.
+
+    Scores on the same test rows are compared row by row, by the paired bootstrap; p is that of no
+    gain of B over A. Time of a step that both share is that of the run that computed it.
+
+    Example: `pretune compare tweets-20261122-143000-1a2b tweets-20261123-143000-3c4d`
+    """
+    from workflows.comparison import compare as compared  # loads torch
+
+    found = compared(Storage.at(storage), run_a, run_b)
+    scores = [score.told() for score in found.scores]
+    if as_json:
+        print_json({"config": found.config, "scores": scores, "seconds": found.seconds})
+        return
+    changed = [
+        {**row, **{side: "" if row[side] is None else f"{row[side]:.0f} s" for side in ("a", "b")}}
+        for row in found.seconds
+        if not row.pop("same")
+    ]
+    for title, rows in (("configuration", found.config), ("scores", scores), ("time", changed)):
+        out.print(f"{title}:" if rows else f"{title}: no difference", style="bold")
+        if rows:
+            out.print(table_of([_rounded(row) for row in rows]))
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()
+    }
 
 
 def _found(

@@ -18,6 +18,7 @@ from conftest import tiny_pipeline, write_pairs, write_pipeline
 from processes import PRETUNE, pretune, traces_of_ray, wait_for
 
 from workflows.artifacts import Artifacts
+from workflows.history import run_ids
 from workflows.journal import read
 from workflows.ledger import Position, Release
 from workflows.steps import StepRef
@@ -406,6 +407,18 @@ def test_a_finished_search_is_gone_on_with(finished: Run, tmp_path: Path) -> Non
     assert shorter == before
     assert longer[:2] == before
     assert len({trial["trial_id"] for trial in longer}) == len(longer) == 4
+
+    runs = run_ids(Storage.at(tmp_path / "storage"))
+    compare = ("compare", *runs[-2:], "--storage", tmp_path / "storage", "--json")
+    found = json.loads(pretune(*compare, folder=tmp_path).stdout)
+    assert found["config"] == [{"key": "tasks.tone.search.trials", "a": 2, "b": 4}]
+    of_task = {row["task"]: row for row in found["scores"]}
+    assert of_task["tone"]["rows"] > 0
+    assert of_task["places"]["gain"] == 0.0
+    assert of_task["places"]["a"] == of_task["places"]["b"]
+    assert {row["step"] for row in found["seconds"] if not row["same"]} == done
+    shown = pretune(*compare[:-1], folder=tmp_path).stdout
+    assert "tasks.tone.search.trials" in shown
 
     raised = pretune(
         "plan", pipeline, "--set", "tasks.tone.search.trials=4", "--json", folder=tmp_path

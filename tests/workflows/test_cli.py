@@ -26,6 +26,7 @@ COMMANDS = [
     ["models", "show"],
     ["models", "sync"],
     ["predict"],
+    ["compare"],
     ["doctor"],
     ["drain"],
 ]
