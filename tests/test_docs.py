@@ -53,6 +53,15 @@ def test_pipeline_in_the_readme_is_valid() -> None:
     PipelineConfig.model_validate(yaml.safe_load(text))
 
 
+def test_reference_is_what_schemas_and_commands_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import make_reference
+
+    assert make_reference.PAGE.read_text("utf-8") == make_reference.page(), (
+        "python docs/make_reference.py makes it anew"
+    )
+
+
 def test_architecture_names_every_module() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for package in ("workflows", "trainers", "cluster"):
