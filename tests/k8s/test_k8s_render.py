@@ -87,6 +87,16 @@ def test_groups_hold_what_the_pipeline_asks_for(tmp_path: Path) -> None:
     assert "PRETUNE_STORAGE: s3://mine/x" in text
 
 
+def test_the_example_of_many_nodes_is_rendered_as_its_head_says(tmp_path: Path) -> None:
+    file = K8S.parent / "examples" / "many-nodes.yaml"
+    components = [("--component", name) for name in ("kueue", "spot", "auth-token")]
+    options = [word for pair in components for word in pair]
+    documents = rendered(tmp_path, file, *options, "--schedule", "0 1 * * *")
+    assert_sound(documents)
+    gang = groups_of(documents)["pretrain"]
+    assert (gang["replicas"], limits(gang)["nvidia.com/gpu"]) == (8, "8")
+
+
 def test_memory_follows_zeros_plan(tmp_path: Path) -> None:
     """What is offloaded from GPUs lies in the pod's memory."""
     found = {}
