@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -383,6 +384,22 @@ def test_a_promoted_model_is_the_base_of_another_task(finished: Run, tmp_path: P
     answer = pretune("verify-resume", pipeline, folder=tmp_path)
     assert answer.returncode == 2
     assert "pretrains nothing" in answer.stderr
+
+
+def test_what_the_page_about_python_says_runs(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project").mkdir()
+    write_pipeline(tmp_path / "project", tiny_pipeline(tmp_path / "project"))
+    shutil.copytree(finished.storage, tmp_path / "project" / "storage")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    known: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(block, known)
+    assert known["ended"].champions["tiny.tone"] == "tiny.tone@1"
+    assert set(known["ended"].states.values()) == {"reused"}
+    assert known["tone"]("a wonderful day")[0]["label"] == "good"
 
 
 def test_a_finished_search_is_gone_on_with(finished: Run, tmp_path: Path) -> None:
