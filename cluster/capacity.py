@@ -12,6 +12,11 @@ _ROUNDING = 1e-9
 _SCARCE = ("GPU", "CPU")
 
 
+_LEAST_POLL_S, _POLLS_PER_S = 0.5, 1000
+"""Ray Train's own two seconds would delay each restart by one on average; its controller, one
+process, cannot ask many more workers than this."""
+
+
 class CapacityError(ValueError):
     """The pipeline asks for more than the cluster can ever hold."""
 
@@ -19,6 +24,11 @@ class CapacityError(ValueError):
 def slots(capacity: Capacity, worker: WorkerConfig, workers: int = 1) -> int:
     """How many times the cluster holds so many of `worker` at once, each on one node."""
     return sum(_on(node, worker) for node in capacity.nodes) // workers
+
+
+def poll_s(workers: int) -> float:
+    """Seconds between two looks of a gang's controller at its workers."""
+    return max(_LEAST_POLL_S, workers / _POLLS_PER_S)
 
 
 def _on(node: NodeCapacity, worker: WorkerConfig) -> int:

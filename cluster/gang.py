@@ -17,6 +17,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.metrics import Gauge
 
 from cluster import failures
+from cluster.capacity import poll_s
 from cluster.config import GangConfig, RetryConfig
 from cluster.failures import GiveUp, Retry
 from cluster.interface import (
@@ -40,8 +41,7 @@ _LOST_PEER_SIGNS = (
 )
 _LEAVING_ERROR = "LeavingError"
 
-# Seconds between looks at the workers; Ray Train's two would delay each restart by one on average.
-_POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+_POLL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 # Seconds until workers that are nowhere to be placed are counted anew: a node that died passes for
 # alive for a while. It bounds the placement alone, not what the workers do when they start.
 _ELASTIC_PLACEMENT = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
@@ -158,7 +158,7 @@ def run(
         TaskFailedError: a rank raised.
         WorkerLostError: processes or nodes were lost more often than `retry` allows.
     """
-    os.environ.setdefault(*_POLL)
+    os.environ.setdefault(_POLL, f"{poll_s(gang.most_workers):g}")
     if gang.least_workers < gang.most_workers:
         os.environ.setdefault(*_ELASTIC_PLACEMENT)
     start = 1

@@ -62,6 +62,17 @@ def test_reference_is_what_schemas_and_commands_say(monkeypatch: pytest.MonkeyPa
     )
 
 
+def test_tables_about_scale_are_those_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import scale_model
+
+    text = scale_model.PAGE.read_text("utf-8")
+    assert scale_model.page(text) == text, "python docs/scale_model.py writes them anew"
+    for case in scale_model.CASES:
+        simulated = scale_model.simulated_goodput(case)
+        assert simulated == pytest.approx(scale_model.goodput(case), abs=0.005)
+
+
 def test_architecture_names_every_module() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for package in ("workflows", "trainers", "cluster"):

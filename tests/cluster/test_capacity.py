@@ -1,6 +1,6 @@
 import pytest
 
-from cluster.capacity import CapacityError, check, largest, slots, trials_at_once
+from cluster.capacity import CapacityError, check, largest, poll_s, slots, trials_at_once
 from cluster.config import ClusterConfig, GangConfig, TrialConfig, WorkerConfig
 from cluster.interface import Capacity
 
@@ -25,6 +25,10 @@ def test_slots_follow_from_what_is_scarcest(
     capacity: Capacity, worker: WorkerConfig, expected: int
 ) -> None:
     assert slots(capacity, worker) == expected
+
+
+def test_the_controller_of_a_large_gang_asks_less_often() -> None:
+    assert [poll_s(workers) for workers in (1, 64, 500, 10_000)] == [0.5, 0.5, 0.5, 10.0]
 
 
 def test_more_workers_than_the_cluster_holds_are_refused_with_a_way_out() -> None:

@@ -39,7 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fits: list[Fit], re
         def fit(self) -> None:
             next(left)()
 
-    monkeypatch.setattr(gang, "TorchTrainer", Trainer)
+    monkeypatch.setattr(gang, "_Trainer", Trainer)
     gang.run(
         gang_sum,
         GangConfig(workers=2),
