@@ -1,6 +1,7 @@
 # make demo    install, get the demo data, run the whole pipeline
 # make encoder the same task from an encoder that others pretrained
 # make test    install with test tools, then lint, types and every test that needs no GPU
+# make soak    kills and cuts at length, half an hour: what make test shows once, again and again
 # make check   the quick part of it: lint, types, tests without Ray (about three minutes)
 # make venv    the install alone
 
@@ -13,7 +14,7 @@ BASE   := data/encoder
 # Tests with Ray have the machine to themselves.
 TWO_AT_ONCE := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo encoder test check lint venv venv-test lock clean
+.PHONY: demo encoder test soak check lint venv venv-test lock clean
 
 demo: $(DEMO)/ready
 	@$(BIN)/pretune run examples/demo.yaml
@@ -32,7 +33,10 @@ $(BASE)/ready: $(VENV)/installed examples/base-model.txt
 
 test: venv-test lint
 	$(TWO_AT_ONCE) -m "not gpu and not ray" --durations=10
-	$(BIN)/pytest -m "ray and not gpu" --durations=10
+	$(BIN)/pytest -m "ray and not gpu and not soak" --durations=10
+
+soak: venv-test
+	$(BIN)/pytest -m soak --durations=0
 
 check: venv-test lint
 	$(TWO_AT_ONCE) -m "not gpu and not ray and not slow"

@@ -77,6 +77,7 @@ def test_answers_are_found_and_written_from_a_folder(tmp_path: Path) -> None:
     assert set(json.loads(written.stdout)[0]) == {"text", "prediction", "score"}
 
 
+@pytest.mark.soak
 def test_what_a_population_found_is_trained_again(tmp_path: Path) -> None:
     save_base(tmp_path / "base")
     write_classification(tmp_path / "tone.csv")

@@ -17,7 +17,7 @@ from test_survival import in_peace, model_digests, reproducible_pipeline
 from workflows.journal import read
 from workflows.storage import Storage
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.soak]
 
 BRIDGE, NETWORK = "pretune0", "10.77.0"
 TOKEN = "between-namespaces"

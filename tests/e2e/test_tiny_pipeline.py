@@ -443,6 +443,7 @@ def test_a_finished_search_is_gone_on_with(finished: Run, tmp_path: Path) -> Non
     assert {step["plan"] for step in json.loads(raised.stdout)} == {"REUSE"}
 
 
+@pytest.mark.soak
 def test_an_extension_that_was_killed_goes_on_where_it_was(finished: Run, tmp_path: Path) -> None:
     data = tiny_pipeline(tmp_path)
     data["cluster"]["lease_s"] = 5.0

@@ -8,7 +8,7 @@ import pytest
 from conftest import write_pipeline
 from processes import pretune, traces_of_ray, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.soak]
 
 
 def test_pipeline_is_certified_to_resume_exactly(pipeline: dict[str, Any], tmp_path: Path) -> None:
