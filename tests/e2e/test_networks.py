@@ -36,6 +36,8 @@ class Wires:
         self.names: list[str] = []
 
     def __enter__(self) -> Self:
+        # What a killed test has left.
+        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
         ip("link", "add", BRIDGE, "type", "bridge")
         ip("address", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
         ip("link", "set", BRIDGE, "up")
@@ -50,6 +52,7 @@ class Wires:
         """A namespace, and the address in it."""
         number = len(self.names) + 1
         name, address = f"pretune-{number}", f"{NETWORK}.{number}"
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
         ip("netns", "add", name)
         self.names.append(name)
         ip("link", "add", f"wire{number}", "type", "veth", "peer", "eth0", "netns", name)
