@@ -1,5 +1,6 @@
 """Runs steps in the order their inputs allow; one that fails stops only what needs it."""
 
+import contextlib
 import heapq
 import logging
 import time
@@ -158,7 +159,8 @@ class _Loop:
     def stop(self) -> None:
         """Start nothing more, let pretraining save a checkpoint, end all the rest."""
         paths = self._context.paths
-        paths.storage.write(paths.stop, b"")
+        with contextlib.suppress(FileExistsError):  # somebody asked, which is to be remembered
+            paths.storage.create(paths.stop, b"")
         self._stop_at = time.monotonic() + self._context.execution.stop_grace_s
         self._ready.clear()
         self._later.clear()

@@ -86,7 +86,7 @@ def test_a_network_that_is_cut_and_healed_changes_no_result(
     write_pipeline(tmp_path, reproducible_pipeline(tmp_path))
     disturbed = tmp_path / "disturbed"
     disturbed.mkdir()
-    undisturbed = in_peace(tmp_path_factory)
+    undisturbed = in_peace(tmp_path_factory.getbasetemp())
     settings = with_token(TOKEN) | {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
 
     def saw(step: str, event: str) -> bool:

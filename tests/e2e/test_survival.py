@@ -35,9 +35,10 @@ def reproducible_pipeline(folder: Path) -> dict[str, Any]:
 
 
 @cache
-def in_peace(factory: pytest.TempPathFactory) -> Storage:
+def in_peace(beside: Path) -> Storage:
     """The storage of a run in which nothing happened, made once for all that compare with it."""
-    folder = factory.mktemp("undisturbed")
+    folder = beside / "undisturbed"
+    folder.mkdir()
     write_pipeline(folder, reproducible_pipeline(folder))
     answer = pretune("run", "pipeline.yaml", folder=folder)
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -88,7 +89,7 @@ def test_driver_killed_at_random_moments_ends_as_if_nothing_had_been(
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert set(json.loads(answer.stdout)["states"].values()) <= {"done", "reused"}
 
-    where, undisturbed = Storage.at(tmp_path / "storage"), in_peace(tmp_path_factory)
+    where, undisturbed = Storage.at(tmp_path / "storage"), in_peace(tmp_path_factory.getbasetemp())
     steps = steps_of(where)
     assert steps == steps_of(undisturbed)
     assert model_digests(where) == model_digests(undisturbed)

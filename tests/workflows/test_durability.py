@@ -131,9 +131,10 @@ def test_only_runs_what_was_asked_for(local: Storage) -> None:
 
 def test_stop_asked_for_elsewhere_starts_nothing_more(storage: Storage) -> None:
     run_context = context(storage, LocalCluster())
-    storage.write(run_context.paths.stop, b"")
+    run_context.paths.ask_to_stop()
     result = run(diamond(), run_context)
     assert result.is_stopped
+    assert run_context.paths.was_asked_to_stop
     assert State.STOPPED in result.states.values()
     again = run(diamond(), context(storage, LocalCluster(), "again"))
     assert set(again.states.values()) <= {State.DONE, State.REUSED}
