@@ -425,10 +425,12 @@ def test_a_finished_search_is_gone_on_with(finished: Run, tmp_path: Path) -> Non
     assert longer[:2] == before
     assert len({trial["trial_id"] for trial in longer}) == len(longer) == 4
 
-    runs = run_ids(Storage.at(tmp_path / "storage"))
-    compare = ("compare", *runs[-2:], "--storage", tmp_path / "storage", "--json")
+    newest = run_ids(Storage.at(tmp_path / "storage"))[-1]
+    first = finished.summary["run"]
+    compare = ("compare", first, newest, "--storage", tmp_path / "storage", "--json")
     found = json.loads(pretune(*compare, folder=tmp_path).stdout)
-    assert found["config"] == [{"key": "tasks.tone.search.trials", "a": 2, "b": 4}]
+    assert {"key": "tasks.tone.search.trials", "a": 2, "b": 4} in found["config"]
+    assert {row["key"] for row in found["config"]} == {"storage", "tasks.tone.search.trials"}
     of_task = {row["task"]: row for row in found["scores"]}
     assert of_task["tone"]["rows"] > 0
     assert of_task["places"]["gain"] == 0.0
