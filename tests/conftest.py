@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
 
 from cluster.config import ClusterConfig, RetryConfig
@@ -20,6 +21,10 @@ from workflows.storage import Storage
 
 if TYPE_CHECKING:
     from cluster.ray_cluster import RayCluster
+
+# Time is never asserted, nor by Hypothesis: a busy machine is no defect.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 TOYS = str(Path(__file__).parent / "cluster")
 """Where workers of a cluster find the module `toys`, as this process does."""
