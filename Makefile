@@ -1,6 +1,6 @@
 # make demo    install, get the demo data, run the whole pipeline
 # make encoder the same task from an encoder that others pretrained
-# make test    install with test tools, then lint, types and every test that needs no GPU
+# make test    install with test tools, then lint, types and the tests that need no GPU
 # make soak    kills and cuts at length, half an hour: what make test shows once, again and again
 # make check   the quick part of it: lint, types, tests without Ray (about three minutes)
 # make venv    the install alone

@@ -6,7 +6,8 @@ from pathlib import Path
 
 _TOKEN, _PATH, _MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
 _DEFAULT = Path(".ray", "auth_token")
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+"""Hosts that are this machine."""
 
 
 class TokenError(ValueError):
@@ -43,7 +44,7 @@ def find(file: Path | None = None, host: str = "localhost") -> Token | None:
     if os.environ.get(_PATH):
         return _read(Path(os.environ[_PATH]))
     default = Path.home() / _DEFAULT
-    is_for_it = mode == "token" or host in _LOOPBACK
+    is_for_it = mode == "token" or host in LOOPBACK
     return _read(default) if is_for_it and default.is_file() else None
 
 

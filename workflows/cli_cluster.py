@@ -104,6 +104,6 @@ def drain(
         raise usage_error(str(error)) from None
     leaving.announce(within)
     left = leaving.wait_for_ranks(within)
-    out.print(f"node {leaving.node[:8]}: {left} ranks left", highlight=False)
+    out.print(f"node {leaving.node[:8]}: {left} ranks are still there", highlight=False)
     if left:
         raise typer.Exit(FAILED)

@@ -196,9 +196,10 @@ def compare(
         print_json({"config": found.config, "scores": scores, "seconds": found.seconds})
         return
     changed = [
-        {**row, **{side: "" if row[side] is None else f"{row[side]:.0f} s" for side in ("a", "b")}}
+        {"step": row["step"]}
+        | {side: "" if row[side] is None else f"{row[side]:.0f} s" for side in ("a", "b")}
         for row in found.seconds
-        if not row.pop("same")
+        if not row["same"]
     ]
     for title, rows in (("configuration", found.config), ("scores", scores), ("time", changed)):
         out.print(f"{title}:" if rows else f"{title}: no difference", style="bold")

@@ -2,10 +2,10 @@
 
 from urllib.parse import urlsplit
 
+from cluster import tokens
 from workflows.cache import cache_folder
 
 _FILE = "clusters"
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 def remember(url: str) -> None:
@@ -23,7 +23,7 @@ def remember(url: str) -> None:
 
 def is_known(url: str) -> bool:
     """Whether it was named before, or is on this machine."""
-    if urlsplit(url).hostname in _LOOPBACK:
+    if urlsplit(url).hostname in tokens.LOOPBACK:
         return True
     try:
         return url in (cache_folder() / _FILE).read_text(encoding="utf-8").splitlines()

@@ -202,10 +202,12 @@ def _task(path: str, kind: str, rows: Sequence[Mapping[str, Any]], columns: Colu
     assert columns.text is not None
     assert columns.label is not None
     labels = [row[columns.label] for row in rows if row.get(columns.label) is not None]
-    texts = [row[columns.text] for row in rows]
+    if not labels:
+        raise DataError(f"{path}: column {columns.label!r} is empty")
+    texts = [row.get(columns.text) or "" for row in rows]
     words = [len(text) if isinstance(text, list) else len(str(text).split()) for text in texts]
     if columns.text_pair is not None:
-        pairs = [len(str(row[columns.text_pair]).split()) for row in rows]
+        pairs = [len(str(row.get(columns.text_pair) or "").split()) for row in rows]
         words = [one + other for one, other in zip(words, pairs, strict=True)]
     look = TaskLook(
         path, kind, columns, "classification", rows=len(rows), words=tuple(sorted(words))

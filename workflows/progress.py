@@ -96,7 +96,8 @@ class RunView:
         at, step = event["time"], event.get("optimizer_step")
         if step is not None and (view.begun is None or step < view.progress["optimizer_step"]):
             view.begun = at, step
-        if event.get("saved_step") != view.progress.get("saved_step"):
+        saved = event.get("saved_step")
+        if saved is not None and saved != view.progress.get("saved_step"):  # none since it began
             view.saved_at = at
         view.progress = dict(event)
 

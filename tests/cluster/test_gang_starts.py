@@ -1,5 +1,6 @@
 """Gangs of which a worker dies while the others are being started: Ray Train gives up on them."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 from toys import gang_sum
 
-from cluster import gang
+from cluster import gang, ray_cluster
 from cluster.config import GangConfig, RetryConfig
 from cluster.interface import TaskFailedError, WorkerLostError
 
@@ -50,6 +53,29 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fits: list[Fit], re
         on_report=print,
     )
     return len(fits) - len(list(left))
+
+
+def test_two_of_ray_trains_processes_are_not_started() -> None:
+    """Those that it starts for itself; where it calls them otherwise, this tells."""
+    left_out = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+
+    def of(trainer: type[TorchTrainer]) -> set[str]:
+        made = trainer(print, scaling_config=ScalingConfig(num_workers=1))
+        return {type(callback).__name__ for callback in made._create_default_callbacks()}
+
+    assert of(TorchTrainer) - of(gang._Trainer) == left_out
+
+
+def test_on_a_local_ray_nobody_watches_for_nodes_that_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    for before, within in ((None, "0"), ("1", "1")):
+        if before is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, before)
+        with ray_cluster._nobody_watches():
+            assert os.environ[name] == within
+        assert os.environ.get(name) == before
 
 
 TWICE = RetryConfig(max_attempts=2, delay_s=0.0)

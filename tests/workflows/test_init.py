@@ -154,6 +154,7 @@ def test_a_given_base_is_tuned_alone(tmp_path: Path) -> None:
             "expected one of tone.text, tone.label, and =COLUMN",
         ),
         (("--corpus", "corpus.txt", "--task", "odd.csv"), "which column is the label?"),
+        (("--corpus", "corpus.txt", "--task", "bare.jsonl"), "column 'label' is empty"),
     ],
 )
 def test_what_cannot_be_told_is_asked_for_and_nothing_is_written(
@@ -161,6 +162,7 @@ def test_what_cannot_be_told_is_asked_for_and_nothing_is_written(
 ) -> None:
     write_classification(tmp_path / "tone.csv")
     write_csv("odd.csv", [{"one": f"{n} words", "two": f"{n} others"} for n in range(30)])
+    write_jsonl("bare.jsonl", [{"text": "words", "label": None}] * 9)
     answer = init(*arguments)
     assert answer.exit_code == 2, answer.output
     assert told in answer.output
