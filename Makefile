@@ -1,7 +1,7 @@
 # make demo    install, get the demo data, run the whole pipeline
 # make encoder the same task from an encoder that others pretrained
 # make test    install with test tools, then lint, types and the tests that need no GPU
-# make soak    kills and cuts at length, half an hour: what make test shows once, again and again
+# make soak    kills, cuts, stages and sizes at length, an hour: what make test shows once, again and again
 # make check   the quick part of it: lint, types, tests without Ray (about three minutes)
 # make venv    the install alone
 
@@ -32,14 +32,14 @@ $(BASE)/ready: $(VENV)/installed examples/base-model.txt
 	@touch $@
 
 test: venv-test lint
-	$(TWO_AT_ONCE) -m "not gpu and not ray" --durations=10
+	$(TWO_AT_ONCE) -m "not gpu and not ray and not soak" --durations=10
 	$(BIN)/pytest -m "ray and not gpu and not soak" --durations=10
 
 soak: venv-test
 	$(BIN)/pytest -m soak --durations=0
 
 check: venv-test lint
-	$(TWO_AT_ONCE) -m "not gpu and not ray and not slow"
+	$(TWO_AT_ONCE) -m "not gpu and not ray and not slow and not soak"
 
 lint: venv-test
 	$(BIN)/ruff check .

@@ -125,6 +125,7 @@ def test_what_a_population_found_is_trained_again(tmp_path: Path) -> None:
     assert "tone.final: reused" in looked.stderr  # nothing else is run
 
 
+@pytest.mark.soak
 def test_an_object_store_and_two_workers_a_trial_find_what_one_finds_in_a_folder(
     tmp_path: Path, s3: str
 ) -> None:

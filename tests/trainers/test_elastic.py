@@ -33,7 +33,10 @@ def goes_on(work: PretrainWork, *earlier: PretrainWork) -> PretrainWork:
     return replace(work, earlier_checkpoints=tuple(one.checkpoints for one in earlier))
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage",
+    [0, pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak), 3],
+)
 def test_two_ranks_then_one_then_two_lose_as_two_throughout(
     work: PretrainWork, tmp_path: Path, stage: int
 ) -> None:
@@ -60,7 +63,7 @@ def kill_after(process: "subprocess.Popen[str]", root: Path, *, files: int, dela
     process.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("files", [1, 4])
+@pytest.mark.parametrize("files", [1, pytest.param(4, marks=pytest.mark.soak)])
 def test_rank_killed_while_a_checkpoint_is_written_goes_on_to_the_same_weights(
     work: PretrainWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:

@@ -36,7 +36,11 @@ LLAMA = {
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     ("small", "precision"),
-    [(sizes.SMALL, "fp32"), (0, "fp32"), (0, "bf16")],
+    [
+        pytest.param(sizes.SMALL, "fp32", marks=pytest.mark.soak),
+        (0, "fp32"),
+        pytest.param(0, "bf16", marks=pytest.mark.soak),
+    ],
     ids=["small", "as large", "as large in bf16"],
 )
 def test_estimate_is_within_a_tenth_of_what_a_rank_holds(
