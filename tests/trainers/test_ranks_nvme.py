@@ -1,4 +1,7 @@
-"""State in files (offload to nvme) on two ranks: the same training, resumed as exactly."""
+"""State in files (offload to nvme) on two ranks: the same training, resumed as exactly.
+
+Not of every run of the tests: DeepSpeed compiles its async_io first, ten minutes on two slow cores.
+"""
 
 import json
 import os
@@ -18,7 +21,7 @@ from worlds import LLAMA, moved, prepare
 from trainers.config import ModelConfig
 from trainers.pretrain import PretrainWork
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(1800)]
 
 WIDE = {**LLAMA, "hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 1}
 """A rank's half of a matrix fills the 1 MiB below which DeepSpeed swaps nothing."""
@@ -73,7 +76,7 @@ def swap_files_seen_in(disk: Path) -> Iterator[set[str]]:
 
 @pytest.fixture(scope="module")
 def extensions(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where async_io is compiled, once for all of these tests and outside their time limits."""
+    """Where async_io is compiled, once for all of these tests and outside the ranks' time limits."""
     folder = os.environ.get("TORCH_EXTENSIONS_DIR") or str(tmp_path_factory.mktemp("extensions"))
     environment = {
         **os.environ,
