@@ -28,6 +28,8 @@ MANY = 100
 """More lines than these are drawn as an image inside the SVG, whose size then does not grow."""
 
 _NAME_CHARACTERS = 20
+_PLOT_LINES = 10
+"""As many lines of names as a plot is high."""
 _COLUMN_INCHES, _COLUMN_CHARACTERS = 1.25, 12
 _NOWHERE = -0.2
 """Where a line passes an axis on which a trial has no value."""
@@ -144,10 +146,8 @@ def scores(task: str, metric: str, found: Sequence[Score]) -> Chart:
         _name(axes, f"{metric} on test rows", "")
 
     told = ", ".join(f"{score.method} {score.told}" for score in found)
-    lines = 2 * len(found)
-    return Chart(
-        "Test scores", _drawn(draw, lines=lines), f"{metric} of {task} on test rows: {told}."
-    )
+    source = _drawn(draw, lines=_lines([score.method for score in found]))
+    return Chart("Test scores", source, f"{metric} of {task} on test rows: {told}.")
 
 
 def fractions(task: str, metric: str, found: Sequence[tuple[int, Sequence[Score]]]) -> Chart:
@@ -179,7 +179,7 @@ def fractions(task: str, metric: str, found: Sequence[tuple[int, Sequence[Score]
         f"{method}: " + ", ".join(f"{score.told} with {rows:,}" for rows, score in points)
         for method, points in lines.items()
     )
-    source = _drawn(draw, lines=10 + len(lines))
+    source = _drawn(draw, lines=_PLOT_LINES + len(lines))
     return Chart("With fewer labels", source, f"{metric} of {task} by labelled rows: {told}.")
 
 
@@ -212,14 +212,14 @@ def best_so_far(task: str, metric: str, each: Sequence[float], best: Sequence[fl
         axes.step(x, best, where="post", label="best so far")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _name(axes, "trial", f"{metric} on validation rows")
-        axes.legend(frameon=False)
+        axes.figure.legend(loc="outside lower left", frameon=False, ncols=2)
 
     found_at = list(best).index(best[-1]) + 1
     alt = (
         f"Best {metric} of {task} so far: {number(best[0])} after the first of {len(each)} trials, "
         f"{number(best[-1])} after trial {found_at}, and no better one since."
     )
-    return Chart("Best so far", _drawn(draw), alt)
+    return Chart("Best so far", _drawn(draw, lines=_PLOT_LINES + 1), alt)
 
 
 def importance(
@@ -238,7 +238,7 @@ def importance(
         for name, mean, spread in zip(names, means, spreads, strict=True)
     )
     alt = f"Importance of hyperparameters of {task}, in {metric}: {told}."
-    return Chart("What mattered", _drawn(draw, lines=2 * len(names)), alt)
+    return Chart("What mattered", _drawn(draw, lines=_lines(names)), alt)
 
 
 def parallel(
@@ -283,7 +283,8 @@ def parallel(
         f"validation rows; the best, {number(scores[best])}, has {told}."
     )
     width = max(WIDTH_INCHES, _COLUMN_INCHES * (len(dimensions) + 1))
-    return Chart("Trials", _drawn(draw, width=width), alt, is_wide=width > 1.5 * WIDTH_INCHES)
+    title = "Hyperparameters and scores"
+    return Chart(title, _drawn(draw, width=width), alt, is_wide=width > 1.5 * WIDTH_INCHES)
 
 
 def _ends(one: Dimension) -> tuple[str, str]:
@@ -330,7 +331,12 @@ def _list(axes: Any, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _drawn(draw: Draw, *, lines: int | None = None, width: float = WIDTH_INCHES) -> str:
+def _lines(names: Sequence[str]) -> float:
+    """Of names that are broken, with half a line between them."""
+    return sum(fill(name, _NAME_CHARACTERS).count("\n") + 1.5 for name in names)
+
+
+def _drawn(draw: Draw, *, lines: float | None = None, width: float = WIDTH_INCHES) -> str:
     """A chart as a data URI, as high as its lines of names need."""
     height = HEIGHT_INCHES if lines is None else EDGE_INCHES + LINE_INCHES * lines
     buffer = io.BytesIO()

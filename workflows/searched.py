@@ -22,7 +22,7 @@ _FOLDS = 4
 _TREES = 50
 _REPEATS = 10
 _WIDE = 10.0
-"""Numbers whose largest is so many times the smallest are spread by their logarithm."""
+"""Numbers whose largest is not so many times the smallest are of one magnitude."""
 
 Trial = Mapping[str, Any]
 
@@ -43,8 +43,11 @@ class Dimension:
 
     @property
     def is_logarithmic(self) -> bool:
-        """Whether values are spread over magnitudes."""
-        return self.is_number and min(self.there) > 0 and self._ratio >= _WIDE
+        """Whether values are spread over magnitudes: then their logarithms lie more evenly."""
+        if not self.is_number or min(self.there) <= 0 or self._ratio < _WIDE:
+            return False
+        values = np.array(self.there, dtype=float)
+        return _lopsidedness(np.log10(values)) < _lopsidedness(values)
 
     @property
     def there(self) -> list[Any]:
@@ -76,6 +79,12 @@ class Dimension:
     @property
     def _ratio(self) -> float:
         return float(max(self.there) / min(self.there))
+
+
+def _lopsidedness(values: NDArray[np.float64]) -> float:
+    """How far the median is from the middle."""
+    place = (np.median(values) - values.min()) / (values.max() - values.min())
+    return abs(float(place) - 0.5)
 
 
 @dataclass(frozen=True)
