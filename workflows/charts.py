@@ -208,7 +208,7 @@ def best_so_far(task: str, metric: str, each: Sequence[float], best: Sequence[fl
 
     def draw(axes: Any) -> None:
         x = range(1, len(each) + 1)
-        axes.plot(x, each, "o", alpha=0.5, markersize=4, label="trial", rasterized=len(each) > MANY)
+        axes.plot(x, each, "o", alpha=0.8, markersize=4, label="trial", rasterized=len(each) > MANY)
         axes.step(x, best, where="post", label="best so far")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _name(axes, "trial", f"{metric} on validation rows")
