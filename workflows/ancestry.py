@@ -45,4 +45,6 @@ def files(outside: Mapping[str, str]) -> list[tuple[str, str]]:
     Without their folders: a report is sent around, and a path or an address tells more than it has
     to.
     """
-    return [(PurePosixPath(path).name, digest) for path, digest in outside.items()]
+    return [
+        (PurePosixPath(path.partition("?")[0]).name, digest) for path, digest in outside.items()
+    ]

@@ -31,6 +31,7 @@ _NAME_CHARACTERS = 20
 _PLOT_LINES = 10
 """As many lines of names as a plot is high."""
 _COLUMN_INCHES, _COLUMN_CHARACTERS = 1.25, 12
+_PX_PER_INCH = 72
 _NOWHERE = -0.2
 """Where a line passes an axis on which a trial has no value."""
 _PLATE = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.0}
@@ -59,7 +60,8 @@ class Chart:
     """As a data URI: it needs no network and stays sharp in print."""
     alt: str
     """What the picture shows, for those who do not see it."""
-    is_wide: bool = False
+    least_width_px: int = 0
+    """Narrower, its text could not be read; 0 where it is as narrow as a telephone."""
 
 
 def losses(history: Sequence[Mapping[str, float]]) -> Chart:
@@ -98,11 +100,14 @@ def course(title: str, unit: str, tokens: Sequence[float], values: Sequence[floa
 
 def timeline(spans: Sequence[Span]) -> Chart:
     """When the steps of a run ran."""
-    shown = _longest(spans, lambda span: span.elapsed_s)
+    kept = {span.name for span in sorted(spans, key=lambda s: -s.elapsed_s)[:MOST_STEPS]}
+    shown = [span for span in spans if span.name in kept]
 
     def draw(axes: Any) -> None:
         names = [cut(span.name, _NAME_CHARACTERS) for span in shown]
-        axes.barh(range(len(shown)), [s.elapsed_s for s in shown], left=[s.begin_s for s in shown])
+        begin, took = [s.begin_s for s in shown], [s.elapsed_s for s in shown]
+        # With an edge, so that the shortest step is seen, too.
+        axes.barh(range(len(shown)), took, left=begin, edgecolor="C0")
         _list(axes, names)
         _name(axes, "seconds since the first step began", "")
 
@@ -120,7 +125,7 @@ def seconds(costs: Sequence[Cost]) -> Chart:
     shown = sorted(costs, key=lambda cost: -cost.elapsed_s)[:MOST_STEPS]
 
     def draw(axes: Any) -> None:
-        axes.barh(range(len(shown)), [cost.elapsed_s for cost in shown])
+        axes.barh(range(len(shown)), [cost.elapsed_s for cost in shown], edgecolor="C0")
         _list(axes, [cut(cost.name, _NAME_CHARACTERS) for cost in shown])
         _name(axes, "seconds", "")
 
@@ -283,8 +288,8 @@ def parallel(
         f"validation rows; the best, {number(scores[best])}, has {told}."
     )
     width = max(WIDTH_INCHES, _COLUMN_INCHES * (len(dimensions) + 1))
-    title = "Hyperparameters and scores"
-    return Chart(title, _drawn(draw, width=width), alt, is_wide=width > 1.5 * WIDTH_INCHES)
+    least_px = round(width * _PX_PER_INCH) if width > WIDTH_INCHES else 0
+    return Chart("Hyperparameters and scores", _drawn(draw, width=width), alt, least_px)
 
 
 def _ends(one: Dimension) -> tuple[str, str]:
@@ -309,11 +314,6 @@ def _choices(axes: Any, column: int, one: Dimension) -> None:
         named |= {str(value): float(place) for value, place in pairs if value is not None}
     for told, place in named.items():
         axes.text(column + 0.05, place, told, va="center", fontsize=9, bbox=_PLATE)
-
-
-def _longest(spans: Sequence[Span], of: Callable[[Span], float]) -> list[Span]:
-    kept = {span.name for span in sorted(spans, key=of, reverse=True)[:MOST_STEPS]}
-    return [span for span in spans if span.name in kept]
 
 
 def _from_to(values: Sequence[float]) -> str:

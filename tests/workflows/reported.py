@@ -112,7 +112,7 @@ class Story:
     def pretrained(self) -> None:
         """Corpus, tokens and a pretraining that was in trouble once."""
         facts = {"train": 12345, "duplicates": 67, "malformed": 0}
-        outside = {"s3://bucket/secret/corpus.txt": "c0ffee" + "0" * 58}
+        outside = {"s3://bucket/secret/corpus.txt?secret=1": "c0ffee" + "0" * 58}
         self.step("corpus", "corpus", facts=facts, outside=outside)
         self.step("tokens", "tokens", "corpus", facts={"tokens": 890123, "padding_share": 0.000806})
         output = self.step("pretrain", "pretrain", "tokens", facts=_PRETRAINED)
