@@ -26,7 +26,7 @@ STAGE_VERSIONS = {
     "promote": 3,
     "losses": 1,
     "promote_base": 1,
-    "report": 1,
+    "report": 2,
     "track": 1,
 }
 

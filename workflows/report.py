@@ -1,34 +1,49 @@
 """One self-contained HTML file about a run, from the artifacts of its steps."""
 
-import base64
-import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
 
+from trainers import predictions, task_data
+from workflows import ancestry, charts, mistakes, searched, timeline, wording
 from workflows.artifacts import Finished
+from workflows.charts import Chart
 from workflows.config import BASE
-from workflows.final import ranked
+from workflows.final import MODEL, RESULT, TRIALS, ranked
+from workflows.headlines import headlines
+from workflows.ledger import Record
+from workflows.scoring import Score, fractions, scores
 
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
-_CHART_INCHES = (7.2, 3.0)
+__all__ = ["Score", "fractions", "render", "scores"]
+
+logger = logging.getLogger(__name__)
+
+MOST_BYTES = 1_900_000
+"""A page that would be larger tells less of each task."""
+
+_TEMPLATE = "report.html.j2"
+_HISTORY = "pretraining.json"
+"""Beside a pretrained model: what its training told. Written by `trainers.pretrain`."""
+_MANY_DIMENSIONS = 12
 
 
 @dataclass(frozen=True)
-class Score:
-    """A method's test score, with its spread where it was trained with several seeds."""
+class Detail:
+    """How much is told of each task."""
 
-    method: str
-    mean: float
-    spread: float | None
-    trainings: int
+    trials: int
+    mistakes: int
+    has_charts: bool
 
+
+DETAILS = (Detail(100, 20, True), Detail(20, 10, True), Detail(10, 5, False), Detail(0, 0, False))
+"""The most first."""
 
 _DOCUMENTS = {
     "train": "documents to train on",
@@ -48,10 +63,21 @@ _TOKENS = {
     "dropped_tokens": "tokens dropped",
 }
 """Facts of `corpus` and of `tokens`, and how they are told."""
-_ORIGINS = {
-    "pretrained": "fine-tuned from the base",
-    "scratch": "same network from random weights",
+_PARTS = {
+    "forward_backward_s": "forward and backward",
+    "optimizer_s": "optimizer",
+    "data_s": "waiting for data",
+    "evaluation_s": "validation",
+    "checkpoint_s": "waiting for checkpoints",
+    "training_s": "the whole training",
 }
+"""Seconds of a training by what it was busy with."""
+_COURSES = {
+    "tokens_per_s": ("Throughput", "tokens per second", 1.0),
+    "memory_bytes": ("Peak memory of the first worker", "GB", 1e-9),
+    "model_flops_utilisation": ("Share of the peak arithmetic", "share", 1.0),
+}
+"""Measures of speed by name: title, unit, and what makes it that unit."""
 
 
 def render(
@@ -59,6 +85,8 @@ def render(
     steps: Sequence[str],
     finished: Mapping[str, Finished],
     promotions: Mapping[str, Mapping[str, Any]],
+    run: str | None = None,
+    commit: str | None = None,
 ) -> str:
     """The page.
 
@@ -67,64 +95,62 @@ def render(
         steps: names of all steps, in order.
         finished: those that succeeded, by name.
         promotions: what became of models, by the step that judged them.
+        run: that makes the report.
+        commit: of the repository with the pipeline file.
     """
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = _number
-    environment.filters["clock"] = lambda seconds: f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-    tasks = [name.removesuffix(".data") for name in steps if name.endswith(".data")]
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        pipeline=pipeline,
-        steps=[(name, finished[name].record if name in finished else None) for name in steps],
-        data=_data(finished.get("corpus"), finished.get("tokens")),
-        pretraining=_pretraining(finished.get("pretrain")),
-        base=finished["base"].record.facts if "base" in finished else None,
-        base_promotion=promotions.get(f"{BASE}.promote"),
-        tasks=[_task(name, finished, promotions) for name in tasks],
+    names = [name.removesuffix(".data") for name in steps if name.endswith(".data")]
+    records = [finished[name].record for name in steps if name in finished]
+    tasks = [_task(name, finished, promotions) for name in names]
+    results = {task["name"]: task["result"] for task in tasks if task["result"]}
+    spans = timeline.spans(records, run)
+    costs = timeline.costs(records)
+    values = {
+        "pipeline": pipeline,
+        "run": run,
+        "commit": commit,
+        "headlines": headlines(names, results, promotions, records, run),
+        "tasks": tasks,
+        "steps": [(name, finished[name].record if name in finished else None) for name in steps],
+        "read_by": ancestry.read_by(records),
+        "timeline": charts.timeline(spans) if len(spans) > 1 else None,
+        "data": _data(finished.get("corpus"), finished.get("tokens")),
+        "sources": ancestry.files(finished["corpus"].record.outside)
+        if "corpus" in finished
+        else [],
+        "pretraining": _pretraining(finished.get("pretrain")),
+        "base": finished["base"].record.facts if "base" in finished else None,
+        "base_promotion": promotions.get(f"{BASE}.promote"),
+        "costs": costs,
+        "costs_chart": charts.seconds(costs) if costs else None,
+        "chains": _chains(names, finished, records),
+        "versions": ancestry.versions(records),
+    }
+    return _fitting(values)
+
+
+def _fitting(values: Mapping[str, Any]) -> str:
+    """The page with the most detail that it has room for."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-
-
-def scores(result: Mapping[str, Any]) -> list[Score]:
-    """Test scores by method, best first, out of a `final.json`."""
-    metric = result["metric"]
-    found = [
-        _over_seeds(told, [s[metric] for s in result["seeds"][origin]])
-        for origin, told in _ORIGINS.items()
-        if result["seeds"][origin]
-    ]
-    found += [
-        Score(name, s[metric], None, 1)
-        for name, s in result["baselines"].items()
-        if metric in s  # the loss of a true answer is a model's alone
-    ]
-    return sorted(found, key=lambda score: score.mean, reverse=not result["lower_is_better"])
-
-
-def fractions(result: Mapping[str, Any]) -> list[tuple[int, list[Score]]]:
-    """Number of labels, and test scores, out of a `final.json`.
-
-    With the base, without, and of the method that is best of those without a network, given all
-    labels.
-    """
-    metric, found = result["metric"], []
-    rivals = [score.method for score in scores(result) if score.method in result["baselines"]]
-    for line in result["label_fractions"]:
-        of_line = [
-            _over_seeds(told, [of_seed[metric] for of_seed in line[origin]])
-            for origin, told in _ORIGINS.items()
-            if line[origin]
-        ]
-        of_line += [
-            Score(name, line["baselines"][name][metric], None, 1)
-            for name in rivals[:1]
-            if metric in line["baselines"].get(name, {})
-        ]
-        found.append((line["rows"], of_line))
-    return found
-
-
-def _over_seeds(method: str, values: Sequence[float]) -> Score:
-    spread = stdev(values) if len(values) > 1 else None
-    return Score(method, fmean(values), spread, len(values))
+    for name in ("number", "clock", "size", "plural"):
+        environment.filters[name] = getattr(wording, name)
+    environment.filters["files"] = ancestry.files
+    template = environment.get_template(_TEMPLATE)
+    page = ""
+    for detail in DETAILS:
+        page = template.render(**values, detail=detail, is_short=detail != DETAILS[0])
+        # Texts hold addresses. Told like this they look the same, and who searches the page for
+        # what it loads finds nothing.
+        page = page.replace("://", ":&#47;&#47;")
+        if len(page.encode()) <= MOST_BYTES:
+            return page
+    logger.warning("the report has %d bytes: there are too many tasks", len(page.encode()))
+    return page
 
 
 def _data(corpus: Finished | None, tokens: Finished | None) -> list[tuple[str, Any]]:
@@ -137,107 +163,140 @@ def _data(corpus: Finished | None, tokens: Finished | None) -> list[tuple[str, A
 
 
 def _pretraining(step: Finished | None) -> dict[str, Any] | None:
-    if step is None or not (step.output / "pretraining.json").is_file():
+    if step is None or not (step.output / _HISTORY).is_file():
         return None  # an adopted checkpoint has no history
-    found = json.loads((step.output / "pretraining.json").read_text(encoding="utf-8"))
-    return {"facts": step.record.facts, "chart": _loss_chart(found["history"])}
+    found = json.loads((step.output / _HISTORY).read_text(encoding="utf-8"))
+    facts = step.record.facts
+    return {
+        "facts": facts,
+        "charts": _pretraining_charts(found["history"], found.get("speeds", [])),
+        "seconds": [(told, facts[name]) for name, told in _PARTS.items() if name in facts],
+        "gang": timeline.gang_s(facts),
+        "rollbacks": facts.get("rollbacks", []),
+        "branches": facts.get("branches", []),
+        "skipped_steps": facts.get("skipped_steps", 0),
+        "memory": facts.get("memory_bytes_per_rank", []),
+    }
+
+
+def _pretraining_charts(
+    points: Sequence[Mapping[str, float]], speeds: Sequence[Mapping[str, float]]
+) -> list[Chart]:
+    if not points:
+        return []
+    found = [charts.losses(points)]
+    for name, title in (("learning_rate", "Learning rate"), ("gradient_norm", "Gradient norm")):
+        there = [(point["tokens"], point[name]) for point in points if name in point]
+        if there:
+            found.append(charts.course(title, title.lower(), *zip(*there, strict=True)))
+    tokens = {point["optimizer_step"]: point["tokens"] for point in points}
+    for name, (title, unit, factor) in _COURSES.items():
+        there = [
+            (tokens[speed["optimizer_step"]], speed[name] * factor)
+            for speed in speeds
+            if name in speed and speed["optimizer_step"] in tokens
+        ]
+        if there:
+            found.append(charts.course(title, unit, *zip(*there, strict=True)))
+    return found
 
 
 def _task(
     name: str, finished: Mapping[str, Finished], promotions: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": name}
-    if tune := finished.get(f"{name}.tune"):
-        trials = json.loads((tune.output / "trials.json").read_text(encoding="utf-8"))
-        metric = tune.record.spec["task"]["metric"]
-        found |= {"trials": ranked(trials, metric), "metric": metric}
-        found["trials_chart"] = _trials_chart(trials, metric)
-    if final := finished.get(f"{name}.final"):
-        result = json.loads((final.output / "final.json").read_text(encoding="utf-8"))
-        found |= {"result": result, "scores": scores(result), "metric": result["metric"]}
-        found["again_test"] = fmean(s[result["metric"]] for s in result["seeds"]["pretrained"])
-        found["scores_chart"] = _scores_chart(found["scores"], result["metric"])
-        found["fractions"] = fractions(result)
-        if found["fractions"]:
-            found["fractions_chart"] = _fractions_chart(found["fractions"], result["metric"])
-    if promotion := promotions.get(f"{name}.promote"):
-        found["promotion"] = promotion
+    """All that is told of a task; None for what it did not get to."""
+    search = _search(name, finished.get(f"{name}.tune"))
+    test = _test(name, finished.get(f"{name}.data"), finished.get(f"{name}.final"))
+    return {
+        "name": name,
+        "metric": test["metric"] or search["metric"] or "",
+        "promotion": promotions.get(f"{name}.promote"),
+        "trials": search["trials"],
+        "trials_charts": search["charts"],
+        "importance": search["importance"],
+        "is_of_words": test["kind"] == "token_classification",
+        **{key: value for key, value in test.items() if key not in ("metric", "kind")},
+    }
+
+
+def _search(name: str, tune: Finished | None) -> dict[str, Any]:
+    if tune is None:
+        return {"metric": None, "trials": [], "charts": [], "importance": None}
+    trials = json.loads((tune.output / TRIALS).read_text(encoding="utf-8"))
+    metric = tune.record.spec["task"]["metric"]
+    mattered = searched.importance(trials, metric)
+    found = _search_charts(name, metric, trials)
+    if mattered:
+        told = (mattered.names, mattered.means, mattered.spreads)
+        found.append(charts.importance(name, metric, *told))
+    return {
+        "metric": metric,
+        "trials": ranked(trials, metric),
+        "charts": found,
+        "importance": mattered,
+    }
+
+
+def _search_charts(name: str, metric: Any, trials: Sequence[searched.Trial]) -> list[Chart]:
+    with_score = searched.scored(trials, metric)
+    if not with_score:
+        return []
+    curves = [[e[metric] for e in trial["history"] if metric in e] for trial in with_score]
+    found = [charts.learning_curves(name, metric, curves)]
+    if len(with_score) == 1:
+        return found
+    each = [searched.score(trial, metric) for trial in with_score]
+    best = searched.best_so_far(with_score, metric)
+    found.append(charts.best_so_far(name, metric, each, best))
+    dimensions = searched.varying(with_score)[:_MANY_DIMENSIONS]
+    if dimensions:
+        sign = searched.sign_of(metric)
+        found.append(charts.parallel(name, metric, dimensions, each, sign))
     return found
 
 
-def _loss_chart(history: Sequence[Mapping[str, float]]) -> str:
-    figure, axes = _chart("tokens", "loss (nats per token)")
-    axes.plot([h["tokens"] for h in history], [h["loss"] for h in history], label="training")
-    held_out = [h for h in history if "validation_loss" in h]
-    if held_out:
-        losses = [h["validation_loss"] for h in held_out]
-        axes.plot([h["tokens"] for h in held_out], losses, "o-", label="validation")
-    axes.legend(frameon=False)
-    return _embedded(figure)
+def _test(name: str, data: Finished | None, final: Finished | None) -> dict[str, Any]:
+    """What the test rows showed."""
+    found: dict[str, Any] = {"metric": None, "result": None, "scores": [], "fractions": []}
+    found["kind"] = final.record.spec["task"]["type"] if final else None
+    found |= {"scores_chart": None, "fractions_chart": None, "mistakes": None, "confusion": None}
+    if final is None:
+        return found
+    result = json.loads((final.output / RESULT).read_text(encoding="utf-8"))
+    metric, of_fractions, of_methods = result["metric"], fractions(result), scores(result)
+    found |= {"metric": metric, "result": result, "scores": of_methods, "fractions": of_fractions}
+    found["again_test"] = fmean(s[metric] for s in result["seeds"]["pretrained"])
+    found["scores_chart"] = charts.scores(name, metric, of_methods)
+    if of_fractions:
+        found["fractions_chart"] = charts.fractions(name, metric, of_fractions)
+    return found | (_answers(data, final) if data else {})
 
 
-def _trials_chart(trials: Sequence[Mapping[str, Any]], metric: str) -> str:
-    figure, axes = _chart("epoch", f"{metric} on validation rows")
-    for trial in trials:
-        values = [epoch[metric] for epoch in trial["history"] if metric in epoch]
-        axes.plot(range(1, len(values) + 1), values, "o-", alpha=0.7, markersize=3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    return _embedded(figure)
+def _answers(data: Finished, final: Finished) -> dict[str, Any]:
+    """Where the model is wrong; nothing where it was tested on other rows than there are now."""
+    path = final.output / MODEL / predictions.FILE
+    if not path.is_file():
+        return {}
+    truth, found = predictions.read(path.read_bytes())
+    examples = task_data.load(data.output, task_data.TEST)
+    if truth != examples.labels:
+        return {}
+    task = final.record.spec["task"]
+    labels = task_data.load_labels(data.output)
+    return {
+        "mistakes": mistakes.worst(task, labels, examples, found, DETAILS[0].mistakes),
+        "confusion": mistakes.confusion(task, truth, found),
+    }
 
 
-def _scores_chart(found: Sequence[Score], metric: str) -> str:
-    figure, axes = _chart(f"{metric} on test rows", "")
-    worst_first = list(reversed(found))
-    # Points, not bars: a bar that does not begin at zero overstates a difference.
-    axes.errorbar(
-        [score.mean for score in worst_first],
-        [score.method for score in worst_first],
-        xerr=[score.spread or 0.0 for score in worst_first],
-        fmt="o",
-        capsize=3,
-    )
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_ylim(-0.5, len(found) - 0.5)
-    return _embedded(figure)
-
-
-def _fractions_chart(found: Sequence[tuple[int, Sequence[Score]]], metric: str) -> str:
-    figure, axes = _chart("labelled training rows", f"{metric} on test rows")
-    methods = dict.fromkeys(score.method for _, scores in found for score in scores)
-    for told in methods:
-        lines = [(rows, one) for rows, scores in found for one in scores if one.method == told]
-        if lines:
-            axes.errorbar(
-                [rows for rows, _ in lines],
-                [score.mean for _, score in lines],
-                yerr=[score.spread or 0.0 for _, score in lines],
-                fmt="o-",
-                capsize=3,
-                label=told,
-            )
-    axes.set_xscale("log")
-    axes.legend(frameon=False)
-    return _embedded(figure)
-
-
-def _chart(x: str, y: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=_CHART_INCHES, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _embedded(figure: Figure) -> str:
-    """The chart as a data URI: an SVG needs no network and stays sharp in print."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _number(value: Any) -> str:
-    """A number for people; everything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+def _chains(
+    names: Sequence[str], finished: Mapping[str, Finished], records: Sequence[Record]
+) -> list[tuple[str, list[Record]]]:
+    """Of each model that was judged, or as far as its task came, the steps it rests on."""
+    found = []
+    for name in [*names, BASE]:
+        kinds = ("promote", "final", "tune", "data")
+        last = next((finished[f"{name}.{k}"] for k in kinds if f"{name}.{k}" in finished), None)
+        if last is not None:
+            found.append((name, ancestry.chain(last.record, records)))
+    return found

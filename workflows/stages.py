@@ -14,6 +14,7 @@ from workflows import (
     features,
     final,
     gate,
+    history,
     pretraining,
     trainings,
     tuning,
@@ -134,8 +135,16 @@ def write_report(context: StageContext) -> Facts:
         for step, one in finished.items()
         if one.record.kind in PROMOTING
     }
-    page = report.render(name, list(context.step.inputs), finished, promotions)
     paths = context.run.paths
+    head = history.head(paths.storage, paths.run_id)
+    page = report.render(
+        name,
+        list(context.step.inputs),
+        finished,
+        promotions,
+        run=paths.run_id,
+        commit=head.commit if head else None,
+    )
     paths.storage.write(paths.report, page.encode())
     (context.output / "report.html").write_text(page, encoding="utf-8")
     return {"report_bytes": len(page.encode())}

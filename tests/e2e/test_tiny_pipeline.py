@@ -99,7 +99,7 @@ def test_report_is_one_file_that_needs_no_network(finished: Run) -> None:
     page = Path(finished.summary["report"]).read_text(encoding="utf-8")
     for expected in ("tone", "places", "tf-idf", "same network from random weights", "majority"):
         assert expected in page
-    assert page.count("data:image/svg+xml;base64,") == 5
+    assert page.count("data:image/svg+xml;base64,") == 14
     assert "http://" not in page
     assert "https://" not in page
     assert len(page.encode()) < 2_000_000
