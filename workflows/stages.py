@@ -125,7 +125,7 @@ def probe_task(context: StageContext) -> Facts:
 
 def write_report(context: StageContext) -> Facts:
     """One HTML file about everything that succeeded."""
-    from workflows import report  # imports matplotlib
+    from workflows.report import page  # imports matplotlib
 
     name = context.spec(SummarySpec).name
     store = ModelStore(context.run.paths.storage)
@@ -137,7 +137,7 @@ def write_report(context: StageContext) -> Facts:
     }
     paths = context.run.paths
     head = history.head(paths.storage, paths.run_id)
-    page = report.render(
+    written = page.render(
         name,
         list(context.step.inputs),
         finished,
@@ -145,9 +145,9 @@ def write_report(context: StageContext) -> Facts:
         run=paths.run_id,
         commit=head.commit if head else None,
     )
-    paths.storage.write(paths.report, page.encode())
-    (context.output / "report.html").write_text(page, encoding="utf-8")
-    return {"report_bytes": len(page.encode())}
+    paths.storage.write(paths.report, written.encode())
+    (context.output / "report.html").write_text(written, encoding="utf-8")
+    return {"report_bytes": len(written.encode())}
 
 
 def track(context: StageContext) -> Facts:

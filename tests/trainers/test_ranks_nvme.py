@@ -76,7 +76,7 @@ def swap_files_seen_in(disk: Path) -> Iterator[set[str]]:
 
 @pytest.fixture(scope="module")
 def extensions(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where async_io is compiled, once for all of these tests and outside the ranks' time limits."""
+    """Where async_io is compiled, once for all, outside the time limits of ranks."""
     folder = os.environ.get("TORCH_EXTENSIONS_DIR") or str(tmp_path_factory.mktemp("extensions"))
     environment = {
         **os.environ,

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cluster.local import LocalCluster
 from trainers import document_losses
 from trainers.document_losses import DocumentLosses
-from workflows import base_judgement, failpoints, report, runner
+from workflows import base_judgement, failpoints, runner
 from workflows.adoption import adopt
 from workflows.base_judgement import Scored
 from workflows.cli import app
@@ -26,6 +26,7 @@ from workflows.planning import Selection, State
 from workflows.promote_config import RuleConfig
 from workflows.promotion import Keep, Promote
 from workflows.replay import Origin, Replay
+from workflows.report.page import render
 from workflows.session import Session
 from workflows.storage import Storage
 
@@ -374,7 +375,7 @@ def test_without_held_out_documents_the_version_says_so(
     facts = facts_of(session)
     assert "no document was held out" in facts["reason"]
     assert facts["compared"] == {}
-    page = report.render("tiny", [], {}, {"base.promote": facts})
+    page = render("tiny", [], {}, {"base.promote": facts})
     assert "no document was held out" in page
     store = ModelStore(session.paths.storage)
     assert store.facts(store.resolve(f"{NAME}@1"))["scores"] == {}

@@ -4,8 +4,8 @@ import pytest
 from reported import LABELS, ROWS
 
 from trainers.task_types.base import Examples, Prediction
-from workflows import mistakes
-from workflows.mistakes import MOST_LABELS, OTHERS, Confusion, Mistakes, confusion
+from workflows.report import mistakes
+from workflows.report.mistakes import MOST_LABELS, OTHERS, Confusion, Mistakes, confusion
 
 
 def task(kind: str) -> dict[str, Any]:

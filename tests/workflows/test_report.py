@@ -8,9 +8,10 @@ import pytest
 from reported import BEGAN_AT, METRIC, RUN, Story, search, verdict, write_rows
 
 from trainers.task_types.base import Prediction
-from workflows import headlines, report
-from workflows.report import Score, fractions, render, scores
-from workflows.scoring import worth
+from workflows.report import headlines, timeline
+from workflows.report import page as report
+from workflows.report.page import render
+from workflows.report.scoring import Score, fractions, scores, worth
 
 RESULT = {
     "metric": "accuracy",
@@ -438,10 +439,10 @@ def test_costs_and_lineage_are_those_of_the_records(page: str) -> None:
 def test_times_of_a_run_begin_with_its_first_step(story: Story) -> None:
     records = [one.record for one in story.finished.values()]
     assert records[0].finished_at == BEGAN_AT.isoformat()
-    first, second, *_ = report.timeline.spans(records, RUN)
+    first, second, *_ = timeline.spans(records, RUN)
     assert (first.name, first.begin_s, first.end_s) == ("corpus", 0.0, 2.0)
     assert timedelta(seconds=second.begin_s) == timedelta(seconds=3)
-    assert report.timeline.spans(records, None) == []
+    assert timeline.spans(records, None) == []
 
 
 def test_what_became_of_the_documents_is_told(story: Story, page: str) -> None:

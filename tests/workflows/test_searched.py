@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workflows.searched import Dimension, best_so_far, importance, scored, varying
+from workflows.report.searched import Dimension, best_so_far, importance, scored, varying
 
 
 def trial(score: float | None, status: str = "finished", **point: Any) -> dict[str, Any]:

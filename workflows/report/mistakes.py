@@ -8,7 +8,7 @@ from typing import Any
 
 from trainers import metrics
 from trainers.task_types.base import Examples, Prediction
-from workflows.wording import cut, number
+from workflows.report.wording import cut, number
 
 MOST_LABELS = 12
 """A larger confusion matrix is read by nobody; what is rarer is put together."""

@@ -11,23 +11,21 @@ from typing import Any
 import jinja2
 
 from trainers import predictions, task_data
-from workflows import ancestry, charts, mistakes, searched, timeline, wording
 from workflows.artifacts import Finished
-from workflows.charts import Chart
 from workflows.config import BASE
 from workflows.final import MODEL, RESULT, TRIALS, ranked
-from workflows.headlines import headlines
 from workflows.ledger import Record
-from workflows.scoring import Score, fractions, scores
-
-__all__ = ["Score", "fractions", "render", "scores"]
+from workflows.report import ancestry, charts, mistakes, searched, timeline, wording
+from workflows.report.charts import Chart
+from workflows.report.headlines import headlines
+from workflows.report.scoring import fractions, scores
 
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 1_900_000
 """A page that would be larger tells less of each task."""
 
-_TEMPLATE = "report.html.j2"
+_TEMPLATE = "page.html.j2"
 _HISTORY = "pretraining.json"
 """Beside a pretrained model: what its training told. Written by `trainers.pretrain`."""
 _MANY_DIMENSIONS = 12

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from workflows.ledger import Record
-from workflows.scoring import Worth, baselines, tuned, worth
-from workflows.timeline import spans
-from workflows.wording import clock, plural
+from workflows.report.scoring import Worth, baselines, tuned, worth
+from workflows.report.timeline import spans
+from workflows.report.wording import clock, plural
 
 Told = Mapping[str, Any]
 

@@ -16,10 +16,10 @@ from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from workflows.scoring import Score
-from workflows.searched import Dimension
-from workflows.timeline import Cost, Span
-from workflows.wording import clock, cut, number, plural
+from workflows.report.scoring import Score
+from workflows.report.searched import Dimension
+from workflows.report.timeline import Cost, Span
+from workflows.report.wording import clock, cut, number, plural
 
 WIDTH_INCHES, HEIGHT_INCHES = 4.8, 2.9
 LINE_INCHES, EDGE_INCHES = 0.2, 0.9
