@@ -4,7 +4,7 @@ import logging
 import platform
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -19,6 +19,7 @@ from workflows.leases import Owner
 from workflows.ledger import Claim, Ledger, Position, Record, Release, stem_of
 from workflows.steps import Identified, Step, plain
 from workflows.storage import Storage, sync_tree
+from workflows.streams import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,20 @@ class Artifacts:
     def output(self, record: Record) -> Path:
         """A finished step's output folder; from an object store, a copy on this node."""
         return self.storage.fetched(output_name(record))
+
+    def excerpt(self, record: Record, names: Iterable[str]) -> Path:
+        """Its output folder on this node, in which those files are that it has of these.
+
+        Raises:
+            DamagedFileError: one of them is not what the record says.
+        """
+        own = [name for name in names if name in record.files]
+        stream = Stream(
+            self.storage, output_name(record), record.files, keep=len(own), is_unverified=True
+        )
+        for name in own:
+            stream(name)
+        return stream.place
 
     def verified(self, record: Record) -> Path:
         """The output folder, after every byte was compared with the record.

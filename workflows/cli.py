@@ -18,7 +18,7 @@ from workflows.cli_models import models
 from workflows.cli_predict import predict
 from workflows.cli_pretrain import verify_resume
 from workflows.cli_run import end_by_failures, run_until_it_ends
-from workflows.cli_runs import compare, list_runs, logs, status, stop
+from workflows.cli_runs import compare, list_runs, logs, report, status, stop
 from workflows.cli_submit import submit
 from workflows.config import ConfigError, PipelineConfig, load_config
 from workflows.console import (
@@ -61,6 +61,7 @@ app.command()(logs)
 app.command()(stop)
 app.command("list")(list_runs)
 app.command()(compare)
+app.command()(report)
 
 Only = Annotated[
     list[str] | None, typer.Option("--only", metavar="STEP", help="Run this step and no other.")

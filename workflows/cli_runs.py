@@ -35,6 +35,7 @@ from workflows.known_clusters import is_known
 from workflows.progress import RunView, clock
 from workflows.session import live_view
 from workflows.storage import Storage, StorageError
+from workflows.streams import DamagedFileError
 from workflows.submitting import remote_at, states_at
 
 RunId = Annotated[str | None, typer.Argument(help="A run; the newest where absent.")]
@@ -207,6 +208,46 @@ def compare(
             out.print(table_of([_rounded(row) for row in rows]))
 
 
+def report(
+    run_id: RunId = None,
+    storage: StorageOption = STORAGE,
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write; where absent, the run's own report.")
+    ] = None,
+) -> None:
+    """Write a run's report, one HTML file, from the storage alone.
+
+    Every run ends with one; this is for a run that failed, was stopped or still goes on, and for
+    models that were promoted or rolled back since.
+
+    Example: `pretune report tweets-20261122-143000-1a2b --output tweets.html`
+    """
+    from workflows.report import gathering  # loads matplotlib and torch
+
+    where = Storage.at(storage)
+    paths = RunPaths(where, _named(where, run_id))
+    try:
+        page = gathering.of_run(where, paths.run_id).encode()
+        if output is None:
+            where.write(paths.report, page)
+        else:
+            output.write_bytes(page)
+    except (DamagedFileError, OSError) as error:
+        raise usage_error(str(error)) from None
+    place = output or where.url(paths.report)
+    out.print(f"{place}: {len(page):,} bytes", highlight=False, soft_wrap=True)
+
+
+def _named(where: Storage, run_id: str | None) -> str:
+    """A run of a storage, the newest where none is named."""
+    runs = history.run_ids(where)
+    if not runs:
+        raise usage_error(f"no runs in {where.root}; give --storage")
+    if run_id is not None and run_id not in runs:
+        raise usage_error(f"no run {run_id!r} in {where.root}; the newest is {runs[-1]}")
+    return run_id or runs[-1]
+
+
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()
@@ -219,12 +260,7 @@ def _found(
     """A run of a storage, the newest where none is named, and what its cluster can be asked."""
     where = Storage.at(storage)
     if run_id is None or address is None:
-        runs = history.run_ids(where)
-        if not runs:
-            raise usage_error(f"no runs in {storage}; give --storage")
-        if run_id is not None and run_id not in runs:
-            raise usage_error(f"no run {run_id!r} in {storage}; the newest is {runs[-1]}")
-        run_id = run_id or runs[-1]
+        run_id = _named(where, run_id)
     paths = RunPaths(where, run_id)
     known = address or submission.address_of(paths)
     if known is None:

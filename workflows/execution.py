@@ -26,7 +26,7 @@ from workflows.journal import DRIVER, Journal, Tail
 from workflows.leases import Heartbeat
 from workflows.ledger import Position, Record, stem_of
 from workflows.shares import Search, Share
-from workflows.steps import CUSTOM, Identified, Step, StepRef
+from workflows.steps import CUSTOM, SUMMARIES, Identified, Step, StepRef
 from workflows.storage import Storage, StorageError
 from workflows.streams import Stream
 
@@ -39,8 +39,6 @@ _ASKED = b"asked"
 
 # Inputs of which a step's workers open the files they need when they need them.
 _STREAMED = {"pretrain": {"tokens"}, "tune": {"features"}}
-# Inputs of which a step opens few files, and compares those alone with the record.
-_READ_IN_PART = {"losses": {"corpus"}}
 
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -180,7 +178,7 @@ class StageContext:
     def stream(self, name: str, *, keep: int) -> Stream:
         """Opens the files of an input on any node, which keeps so many of an object store's."""
         record = self.records[name]
-        is_unverified = name in _READ_IN_PART.get(self.step.kind, ())
+        is_unverified = name in _read_in_part(self.step)
         return Stream(self.attempt.storage, output_name(record), record.files, keep, is_unverified)
 
     def exchange(self, earlier: Mapping[Path, str] | None = None) -> Exchange:
@@ -352,7 +350,7 @@ def _computed(
                 f"the record of {step.inputs[name].name} was removed while this run went on; "
                 "run the same command again"
             )
-        opened_later = set(_READ_IN_PART.get(step.kind, ()))
+        opened_later = _read_in_part(step)
         if not run.paths.storage.is_local:
             opened_later |= _STREAMED.get(step.kind, set())
         if name not in opened_later:
@@ -376,6 +374,13 @@ def _computed(
     if position is None:
         return Busy(artifacts.ledger.position(step, attempt.claimed))
     return Computed(position.committed, facts)
+
+
+def _read_in_part(step: Step) -> set[str]:
+    """Inputs of which a step opens few files, and compares those alone with the record."""
+    if step.kind in SUMMARIES:
+        return set(step.inputs)
+    return {"corpus"} if step.kind == "losses" else set()
 
 
 def _stage(kind: str) -> Callable[[StageContext], Mapping[str, Any]]:

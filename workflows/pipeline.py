@@ -26,7 +26,7 @@ from workflows.config import BASE, ConfigError, CustomConfig, PipelineConfig, Pr
 from workflows.drafts import Draft, in_order
 from workflows.outside import OutsideData, TaskFiles
 from workflows.promote_config import PromoteBaseConfig, PromoteConfig
-from workflows.steps import CUSTOM, Step
+from workflows.steps import CUSTOM, SUMMARIES, Step
 from workflows.suggestions import suggestion
 from workflows.task_section import ControlsConfig, FinalConfig
 
@@ -191,9 +191,7 @@ def _drafts(config: PipelineConfig, outside: OutsideData) -> dict[str, Draft]:
     ]
     summary = SummarySpec(name=config.name)
     everything = {draft.name: draft.name for draft in drafts}
-    drafts += [
-        Draft(kind, kind, summary, everything, runs_on_failure=True) for kind in ("track", "report")
-    ]
+    drafts += [Draft(kind, kind, summary, everything, runs_on_failure=True) for kind in SUMMARIES]
     for name in config.steps:
         if sum(draft.name == name for draft in drafts) > 1:
             raise ConfigError(f"steps.{name}: the pipeline has a step of this name; take another")

@@ -78,6 +78,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.report.page",
         "workflows.report.ancestry",
         "workflows.report.charts",
+        "workflows.report.gathering",
         "workflows.report.headlines",
         "workflows.report.mistakes",
         "workflows.report.scoring",

@@ -10,7 +10,6 @@ from trainers.task_types import class_of
 from workflows import (
     base_gate,
     corpora,
-    family,
     features,
     final,
     gate,
@@ -19,8 +18,8 @@ from workflows import (
     trainings,
     tuning,
 )
-from workflows.artifacts import Finished
 from workflows.execution import StageContext, tracking_uri, without_secrets
+from workflows.history import RunHead
 from workflows.models import ModelStore
 from workflows.pipeline import (
     BaseSpec,
@@ -31,7 +30,6 @@ from workflows.pipeline import (
     TokensSpec,
 )
 from workflows.shards import Shards
-from workflows.steps import PROMOTING
 
 logger = logging.getLogger(__name__)
 
@@ -125,29 +123,15 @@ def probe_task(context: StageContext) -> Facts:
 
 def write_report(context: StageContext) -> Facts:
     """One HTML file about everything that succeeded."""
-    from workflows.report import page  # imports matplotlib
+    from workflows.report import gathering  # imports matplotlib
 
-    name = context.spec(SummarySpec).name
-    store = ModelStore(context.run.paths.storage)
-    finished = _finished(context)
-    promotions = {
-        step: family.as_it_came(store, one.record.facts)
-        for step, one in finished.items()
-        if one.record.kind in PROMOTING
-    }
-    paths = context.run.paths
-    head = history.head(paths.storage, paths.run_id)
-    written = page.render(
-        name,
-        list(context.step.inputs),
-        finished,
-        promotions,
-        run=paths.run_id,
-        commit=head.commit if head else None,
-    )
-    paths.storage.write(paths.report, written.encode())
-    (context.output / "report.html").write_text(written, encoding="utf-8")
-    return {"report_bytes": len(written.encode())}
+    paths, name = context.run.paths, context.spec(SummarySpec).name
+    head = history.head(paths.storage, paths.run_id) or RunHead(paths.run_id, name, {})
+    steps = list(context.step.inputs)
+    page = gathering.of_records(context.artifacts, head, steps, context.records)
+    paths.storage.write(paths.report, page.encode())
+    (context.output / "report.html").write_text(page, encoding="utf-8")
+    return {"report_bytes": len(page.encode())}
 
 
 def track(context: StageContext) -> Facts:
@@ -162,14 +146,6 @@ def track(context: StageContext) -> Facts:
         logger.warning("%s", error)
         return {"uri": without_secrets(uri), "error": str(error)}
     return asdict(written)
-
-
-def _finished(context: StageContext) -> dict[str, Finished]:
-    return {
-        name: Finished(record, context.input(name))
-        for name in context.step.inputs
-        if (record := context.records.get(name)) is not None
-    }
 
 
 STAGES: Mapping[str, Callable[[StageContext], Facts]] = {

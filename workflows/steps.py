@@ -20,6 +20,9 @@ CUSTOM = "custom"
 PROMOTING = frozenset({"promote", "promote_base"})
 """Kinds that judge a model and add it to the store."""
 
+SUMMARIES = ("track", "report")
+"""Kinds that tell of all other steps, of those that failed, too."""
+
 
 class Identified(Protocol):
     """What it takes to find a step's artifact."""

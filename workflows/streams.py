@@ -43,12 +43,11 @@ class Stream:
         Raises:
             DamagedFileError: it is not what the record says.
         """
+        place = self.place / name
         if self.storage.is_local:
-            place = self.storage.path(f"{self.folder}/{name}")
             if self.is_unverified:
                 self._require_whole(name, manifest.digest_of(place))
             return place
-        place = self._cache / name
         try:
             os.utime(place)
         except FileNotFoundError:
@@ -57,14 +56,17 @@ class Stream:
         return place
 
     @property
-    def _cache(self) -> Path:
+    def place(self) -> Path:
+        """The folder on this node in which files are that were opened."""
+        if self.storage.is_local:
+            return self.storage.path(self.folder)
         return cache_folder() / "streams" / key_of(self.storage.url(self.folder))
 
     def _fetch(self, name: str, place: Path) -> None:
         content = self.storage.read(f"{self.folder}/{name}")
         self._require_whole(name, hashlib.sha256(content).hexdigest())
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f".{name}.{uuid.uuid4().hex}")
+        partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
@@ -81,7 +83,9 @@ class Stream:
     def _make_room(self) -> None:
         """Remove what was opened longest ago; who has it mapped still reads it."""
         opened: list[tuple[float, Path]] = []
-        for path in self._cache.iterdir():
+        for path in self.place.rglob("*"):
+            if path.is_dir():
+                continue
             try:
                 opened.append((path.stat().st_mtime, path))
             except FileNotFoundError:  # another process of this node was faster

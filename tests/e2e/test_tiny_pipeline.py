@@ -105,6 +105,14 @@ def test_report_is_one_file_that_needs_no_network(finished: Run) -> None:
     assert len(page.encode()) < 2_000_000
 
 
+def test_report_is_made_again_from_the_storage_alone(finished: Run) -> None:
+    own, again = Path(finished.summary["report"]), finished.folder / "again.html"
+    told = ("--storage", finished.storage, "--output", again)
+    answer = pretune("report", own.parent.name, *told, folder=finished.folder)
+    assert answer.returncode == 0, answer.stderr
+    assert again.read_bytes() == own.read_bytes()
+
+
 def test_models_are_listed_shown_and_used(finished: Run) -> None:
     storage = ("--storage", finished.storage)
     listed = json.loads(

@@ -9,6 +9,7 @@ from workflows.artifacts import ARTIFACTS, Artifacts, Attempt, DamagedArtifactEr
 from workflows.leases import Owner
 from workflows.ledger import Claim, DamagedEntryError, Position, Record, stem_of
 from workflows.storage import Storage
+from workflows.streams import DamagedFileError
 
 STEP = own_step("count")
 OTHER = own_step("other")
@@ -184,6 +185,23 @@ def test_damage_is_found_before_use_and_named(artifacts: Artifacts, damage: str)
         forget_copy(artifacts, record)
     with pytest.raises(DamagedArtifactError, match=r"count is damaged: sub/a\.txt.*--force count"):
         artifacts.verified(record)
+
+
+def test_of_some_files_no_others_are_fetched_or_compared(artifacts: Artifacts) -> None:
+    attempt = begin(artifacts)
+    (attempt.output / "sub").mkdir()
+    for name in ("a.txt", "sub/b.txt", "large.bin"):
+        (attempt.output / name).write_text(name)
+    assert commit(artifacts, attempt) is not None
+    record = artifacts.find(STEP)
+    assert record is not None
+    artifacts.storage.write(f"{attempt.name}/output/large.bin", b"damaged")
+    found = artifacts.excerpt(record, ["a.txt", "sub/b.txt", "never written"])
+    assert [(found / name).read_text() for name in ("a.txt", "sub/b.txt")] == ["a.txt", "sub/b.txt"]
+    if not artifacts.storage.is_local:
+        assert not (found / "large.bin").exists()
+    with pytest.raises(DamagedFileError, match=r"large\.bin has other bytes"):
+        artifacts.excerpt(record, ["large.bin"])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"entry": "commit"}', b"\0\0"])

@@ -27,6 +27,7 @@ COMMANDS = [
     ["models", "sync"],
     ["predict"],
     ["compare"],
+    ["report"],
     ["doctor"],
     ["drain"],
 ]
@@ -221,6 +222,27 @@ def test_garbage_is_told_and_removed_only_when_asked(
     assert [row["why"] for row in json.loads(removed.stdout)] == ["no kept run planned this step"]
     assert not list(storage.rglob("tokenizer.json"))
     assert "0 files and folders" in pretune("gc", "--storage", storage, folder=tmp_path).stdout
+
+
+def test_a_run_that_never_got_far_has_a_report_and_no_other_run_has_one(tmp_path: Path) -> None:
+    storage, page = tmp_path / "data", tmp_path / "page.html"
+    head = {"pipeline": "tiny", "started": "", "steps": {"corpus": ["corpus", "f" * 64]}}
+    plan = storage / "runs" / "early" / "plan.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text(json.dumps(head))
+    where = ("--storage", storage)
+    answer = pretune("report", "early", *where, "--output", page, folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert f"{page}: {page.stat().st_size:,} bytes" in answer.stdout.replace("\n", "")
+    assert "not done" in page.read_text()
+    assert [path.name for path in plan.parent.iterdir()] == ["plan.json"]
+    other = pretune("report", "late", *where, folder=tmp_path)
+    assert other.returncode == 2
+    assert "no run 'late' in" in other.stderr
+    assert "the newest is early" in other.stderr
+    nowhere = pretune("report", *where, "--output", tmp_path / "no" / "page", folder=tmp_path)
+    assert nowhere.returncode == 2
+    assert "No such file or directory" in nowhere.stderr
 
 
 def test_stop_of_no_run_is_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ MOST_BYTES = 1_900_000
 """A page that would be larger tells less of each task."""
 
 _TEMPLATE = "page.html.j2"
-_HISTORY = "pretraining.json"
+HISTORY = "pretraining.json"
 """Beside a pretrained model: what its training told. Written by `trainers.pretrain`."""
 _MANY_DIMENSIONS = 12
 
@@ -161,9 +161,9 @@ def _data(corpus: Finished | None, tokens: Finished | None) -> list[tuple[str, A
 
 
 def _pretraining(step: Finished | None) -> dict[str, Any] | None:
-    if step is None or not (step.output / _HISTORY).is_file():
+    if step is None or not (step.output / HISTORY).is_file():
         return None  # an adopted checkpoint has no history
-    found = json.loads((step.output / _HISTORY).read_text(encoding="utf-8"))
+    found = json.loads((step.output / HISTORY).read_text(encoding="utf-8"))
     facts = step.record.facts
     return {
         "facts": facts,
