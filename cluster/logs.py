@@ -7,7 +7,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+_TRIAL_MARK = "==> trial "
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def mark_trial(trial: str) -> None:
+    """Say in the log of a slot that what follows is of this trial."""
+    sys.stdout.write(f"{_TRIAL_MARK}{trial}\n")
+
+
+def parts_of_trial(log: str, trial: str) -> Iterator[str]:
+    """What the log of a slot says of a trial, each time that the slot took it up."""
+    for part in f"\n{log}".split(f"\n{_TRIAL_MARK}")[1:]:
+        name, _, told = part.partition("\n")
+        if name == trial:
+            yield told
 
 
 @contextlib.contextmanager

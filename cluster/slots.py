@@ -15,7 +15,7 @@ from ray import tune
 from cluster import stages
 from cluster.gang_trials import GangTrial
 from cluster.interface import Metrics, TaskFailedError, Trial, WorkerLostError
-from cluster.logs import redirected
+from cluster.logs import mark_trial, redirected
 from cluster.results import ERROR, FINISHED, POINT, SCORE, WORST_SCORE
 from cluster.stages import Course, Stages
 
@@ -43,6 +43,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._metric, self._sign = metric, sign
         self._log = log.with_suffix(f".slot{os.getpid()}.log")
         self._failure: str | None = None
+        self._is_named = False
         self._settle(**settings)
         with redirected(self._log):
             self._trial = factory(shared)
@@ -90,6 +91,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next configuration in the same process."""
         self._failure = None
+        self._is_named = False
         self._start(new_config[POINT])
         return True
 
@@ -112,6 +114,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             WorkerLostError: what the cluster broke, or the storage refused, is tried again.
         """
         with redirected(self._log):
+            if not self._is_named:
+                self._is_named = True
+                mark_trial(self.trial_id)
             try:
                 action()
             except WorkerLostError:

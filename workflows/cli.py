@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -28,10 +27,12 @@ from workflows.console import (
     AsJson,
     Overrides,
     PipelineFile,
+    Quiet,
     StorageOption,
     err,
     out,
     print_json,
+    progress_console,
     table_of,
     usage_error,
 )
@@ -155,6 +156,7 @@ def run(
     storage: Annotated[
         str | None, typer.Option(envvar="PRETUNE_STORAGE", help="Instead of the file's storage.")
     ] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline; what is done already is reused, what was interrupted goes on.
@@ -172,7 +174,8 @@ def run(
         # Whoever starts a command that has failed once more, as KubeRay does, is told again.
         err.print(f"{run_id} was asked to stop; another --run-id goes on with what is finished")
         raise typer.Exit(STOPPED)
-    _run_to_the_end(opened, _selection(only, from_, force), fail_fast=fail_fast, as_json=as_json)
+    selection = _selection(only, from_, force)
+    _run_to_the_end(opened, selection, fail_fast=fail_fast, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -181,6 +184,7 @@ def extend(
     task: Annotated[str, typer.Argument(help="The task, as the pipeline file names it.")],
     trials: Annotated[str, typer.Option(metavar="+N", help="Trials more than there are.")],
     overrides: Overrides = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a finished search: more trials, which know of all there were.
@@ -204,13 +208,13 @@ def extend(
     if opened.config.tasks[task].search.scheduler == "pbt" and int(trials) < POPULATION:
         raise usage_error(f"--trials {trials}: a further population is {POPULATION} at least")
     number = tuning.ended(finished) + int(trials)
-    console = Console(stderr=True) if as_json else out
+    console = progress_console(as_json=as_json, quiet=quiet)
     console.print(f"{task}: from {tuning.ended(finished)} to {number} trials", highlight=False)
     longer = _open(pipeline, [*(overrides or ()), f"tasks.{task}.search.trials={number}"])
     allowed = longer.config.searches[task].trials
     if allowed < number:
         raise usage_error(f"budget.trials allows {task} {allowed} trials; raise it with --set")
-    _run_to_the_end(longer, Selection(), fail_fast=False, as_json=as_json)
+    _run_to_the_end(longer, Selection(), fail_fast=False, as_json=as_json, quiet=quiet)
 
 
 def _probe(pipeline: Path, overrides: list[str] | None, *, as_json: bool) -> None:
@@ -239,10 +243,10 @@ def _probe(pipeline: Path, overrides: list[str] | None, *, as_json: bool) -> Non
 
 
 def _run_to_the_end(
-    opened: Session, selection: Selection, *, fail_fast: bool, as_json: bool
+    opened: Session, selection: Selection, *, fail_fast: bool, as_json: bool, quiet: bool
 ) -> None:
     """Run what is selected, tell what came of it, exit with a code that says so."""
-    result = run_until_it_ends(opened, selection, fail_fast=fail_fast, as_json=as_json)
+    result = run_until_it_ends(opened, selection, fail_fast=fail_fast, as_json=as_json, quiet=quiet)
     summary = opened.summary(result)
     if as_json:
         print_json(summary)

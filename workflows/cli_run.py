@@ -5,21 +5,20 @@ from dataclasses import dataclass
 from types import FrameType
 
 import typer
-from rich.console import Console
 
 from cluster.capacity import CapacityError
 from cluster.interface import UnreachableError
-from workflows.console import FAILED, RESUME_ME, STOPPED, USAGE, err, out, usage_error
+from workflows.console import FAILED, RESUME_ME, STOPPED, USAGE, err, progress_console, usage_error
 from workflows.planning import Selection
 from workflows.run_result import RunResult
 from workflows.session import Session
 
 
 def run_until_it_ends(
-    opened: Session, selection: Selection, *, fail_fast: bool, as_json: bool
+    opened: Session, selection: Selection, *, fail_fast: bool, as_json: bool, quiet: bool = False
 ) -> RunResult:
     """Run what is selected until it ends; who stops it is told how to go on."""
-    console = Console(stderr=True) if as_json else out
+    console = progress_console(as_json=as_json, quiet=quiet)
     planned = opened.plan(selection)
     if planned.missing:
         name, missing = next(iter(planned.missing.items()))

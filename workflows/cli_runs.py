@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 
 from cluster.kube import is_kube
+from cluster.logs import parts_of_trial
 from cluster.remote import RemoteRun, RemoteStatus
 from workflows import history, submission
 from workflows.cli_submit import (
@@ -87,19 +89,25 @@ def status(
 
 def logs(
     run_id: RunId = None,
-    step: Annotated[
-        str | None, typer.Argument(help="A step; where absent, the driver of a submitted run.")
+    of: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STEP|TRIAL]",
+            help="A step or a trial; where absent, the driver of a submitted run.",
+        ),
     ] = None,
     storage: StorageOption = STORAGE,
     address: Address = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Print what a step logged, or what the driver of a submitted run printed.
+    """Print what a step or a trial logged, or what the driver of a submitted run printed.
+
+    Trials have the names that the report and the file trials.json of their search call them.
 
     Example: `pretune logs tweets-20261122-143000-1a2b pretrain --storage ./pretune-data`
     """
     paths, remote = _found(run_id, storage, address, token_file)
-    if step is None:
+    if of is None:
         if remote is None:
             known = ", ".join(_logs(paths)) or "none"
             raise usage_error(f"name a step; {paths.run_id} has logs of: {known}")
@@ -107,13 +115,14 @@ def logs(
             typer.echo(remote.log(), nl=False)
         return
     by_step = _logs(paths)
-    if step not in by_step:
+    is_found = False
+    for name, text in _texts(paths, by_step, of):
+        is_found = True
+        typer.echo(f"==> {name}", err=True)
+        typer.echo(text, nl=False)
+    if not is_found:
         known = ", ".join(by_step) or "none"
-        raise usage_error(f"no log of {step!r}; {paths.run_id} has logs of: {known}")
-    for name in by_step[step]:
-        if len(by_step[step]) > 1:
-            typer.echo(f"==> {name}", err=True)
-        typer.echo(paths.storage.read(f"{paths.logs}/{name}").decode(errors="replace"), nl=False)
+        raise usage_error(f"no log of {of!r}; {paths.run_id} has logs of: {known}")
 
 
 def stop(
@@ -324,6 +333,15 @@ def _logs(paths: RunPaths) -> dict[str, list[str]]:
         for step in (head.steps if head else ())
     }
     return {step: logs for step, logs in found.items() if logs}
+
+
+def _texts(paths: RunPaths, by_step: Mapping[str, list[str]], of: str) -> Iterator[tuple[str, str]]:
+    """Names of logs and what they say of a step, or else of a trial in any of them."""
+    for name in by_step.get(of) or chain(*by_step.values()):
+        text = paths.storage.read(f"{paths.logs}/{name}").decode(errors="replace")
+        parts = [text] if of in by_step else list(parts_of_trial(text, of))
+        if parts:
+            yield name, "".join(parts)
 
 
 def _states(view: RunView) -> dict[str, dict[str, Any]]:

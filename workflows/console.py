@@ -18,11 +18,19 @@ out = Console()
 err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Only the last lines, and what went wrong.")
+]
 PipelineFile = Annotated[Path, typer.Argument(help="The pipeline file.", metavar="PIPELINE.yaml")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value.")
 ]
 StorageOption = Annotated[str, typer.Option("--storage", help="The storage: a folder or URL.")]
+
+
+def progress_console(*, as_json: bool, quiet: bool = False) -> Console:
+    """Where progress is shown: beside what is for machines, or nowhere."""
+    return Console(stderr=as_json, quiet=quiet)
 
 
 def usage_error(message: str) -> typer.Exit:

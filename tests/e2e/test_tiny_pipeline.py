@@ -113,6 +113,19 @@ def test_report_is_made_again_from_the_storage_alone(finished: Run) -> None:
     assert again.read_bytes() == own.read_bytes()
 
 
+def test_a_trials_log_is_found_by_its_name(finished: Run) -> None:
+    run = Path(finished.summary["report"]).parent
+    told = ("--storage", finished.storage)
+    for table in finished.storage.glob("artifacts/tune/*/*/output/trials.json"):
+        trial, *_ = json.loads(table.read_text())
+        answer = pretune("logs", run.name, trial["trial_id"], *told, folder=finished.folder)
+        assert answer.returncode == 0, answer.stderr
+        assert re.match(r"==> (tone|places)\.tune\.slot\d+\.log\n", answer.stderr)
+    unknown = pretune("logs", run.name, "none", *told, folder=finished.folder)
+    assert unknown.returncode == 2
+    assert "no log of 'none'" in unknown.stderr
+
+
 def test_models_are_listed_shown_and_used(finished: Run) -> None:
     storage = ("--storage", finished.storage)
     listed = json.loads(
@@ -280,8 +293,9 @@ def test_adopted_checkpoint_is_tuned_tracked_and_reported(finished: Run, tmp_pat
     del data["tasks"]["places"]
     pipeline = write_pipeline(tmp_path, data)
     assert pretune("adopt", pipeline, "pretrain", base, folder=tmp_path).returncode == 0
-    answer = pretune("run", pipeline, "--json", folder=tmp_path)
+    answer = pretune("run", pipeline, "--json", "--quiet", folder=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert answer.stderr == ""
     summary = json.loads(answer.stdout)
     states = summary["states"]
     assert {states.pop(name) for name in ("corpus", "tokenizer", "tokens")} == {"not needed"}
