@@ -17,6 +17,21 @@ DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("k8s/
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
+def planned_kinds(config: PipelineConfig) -> set[str]:
+    """The kinds of a pipeline's steps, whatever its data are."""
+    files: dict[str, tuple[str, str]] = {}
+    nothing = OutsideData(
+        corpus={},
+        sources=(),
+        tokenizer={},
+        model={},
+        base=config.base,
+        tasks=dict.fromkeys(config.tasks, files),
+        custom=dict.fromkeys(config.steps, files),
+    )
+    return {step.kind for step in build_steps(config, nothing)}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
@@ -38,12 +53,7 @@ def test_commands_in_documents_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example_loads_and_plans(example: Path) -> None:
-    config = load_config(example)
-    tasks: dict[str, dict[str, tuple[str, str]]] = {name: {} for name in config.tasks}
-    nothing = OutsideData(
-        corpus={}, sources=(), tokenizer={}, model={}, base=config.base, tasks=tasks, custom={}
-    )
-    kinds = {step.kind for step in build_steps(config, nothing)}
+    kinds = planned_kinds(load_config(example))
     assert kinds >= {"tune", "final", "promote", "report"}
     assert ("pretrain" in kinds) != ("base" in kinds)
 
@@ -51,6 +61,14 @@ def test_example_loads_and_plans(example: Path) -> None:
 def test_pipeline_in_the_readme_is_valid() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
     PipelineConfig.model_validate(yaml.safe_load(text))
+
+
+def test_pipelines_of_the_recipes_plan() -> None:
+    text = (ROOT / "docs" / "how-to.md").read_text("utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    for block in blocks:
+        whole = block if "name" in block else blocks[0] | block  # as the page says
+        assert planned_kinds(PipelineConfig.model_validate(whole)) >= {"tune", "final", "promote"}
 
 
 def test_reference_is_what_schemas_and_commands_say(monkeypatch: pytest.MonkeyPatch) -> None:
