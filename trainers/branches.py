@@ -1,12 +1,17 @@
 """Models that a training decays to on its way: see `schedules.legs`."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainers import manifest
 from trainers.checkpoint import Share
 from trainers.schedules import Leg
+
+PUBLISHED = "branch.json"
+"""Beside a branch's model, written when that is whole: its facts and what its files are."""
 
 _FOLDER = "branches"
 
@@ -27,23 +32,21 @@ class Branches:
 
     def folder(self, start_step: int) -> Path:
         """An empty folder for the model of a branch."""
-        folder = self._root / _name(start_step)
+        folder = self._root / folder_of(start_step)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
     def add(self, leg: Leg, measures: Mapping[str, float], *, is_written: bool) -> None:
         """A branch is done; where this rank has written its model, others may see it."""
-        if is_written and self._share:
-            self._share.push(self._root / _name(leg.start_step))
-        self.facts.append(
-            {
-                "start_step": leg.start_step,
-                "stop_step": leg.stop_step,
-                "folder": _name(leg.start_step),
-                **measures,
-            }
-        )
+        name = folder_of(leg.start_step)
+        steps = {"start_step": leg.start_step, "stop_step": leg.stop_step}
+        facts = {**steps, "folder": name, **measures}
+        if is_written:
+            _publish(self._root / name, facts)
+            if self._share:
+                self._share.push(self._root / name)
+        self.facts.append(facts)
 
     def restore(self, facts: Sequence[Mapping[str, Any]]) -> None:
         """Take over what a checkpoint says; what this training did since then stays done."""
@@ -59,5 +62,25 @@ class Branches:
             shutil.copytree(source, output / branch["folder"])
 
 
-def _name(start_step: int) -> str:
+def folder_of(start_step: int) -> str:
+    """Of the branch that left the trunk after so many steps, below checkpoints and outputs."""
     return f"{_FOLDER}/step-{start_step:09d}"
+
+
+def published(folder: Path) -> dict[str, Any] | None:
+    """Facts of the branch whose model is in a folder; None while it is not whole."""
+    try:
+        told = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    if manifest.first_damage(folder, told["files"]):
+        return None
+    facts: dict[str, Any] = told["facts"]
+    return facts
+
+
+def _publish(folder: Path, facts: Mapping[str, Any]) -> None:
+    told = {"schema_version": 1, "facts": dict(facts), "files": manifest.describe(folder)}
+    partial = folder / f".{PUBLISHED}"
+    partial.write_text(json.dumps(told), encoding="utf-8")
+    partial.rename(folder / PUBLISHED)

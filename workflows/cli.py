@@ -230,7 +230,7 @@ def _probe(pipeline: Path, overrides: list[str] | None, *, as_json: bool) -> Non
     for step in opened.steps:
         record = opened.artifacts.find(step) if step.kind == "probe" else None
         if record is not None:
-            task = step.name.removesuffix(".probe")
+            task, _, _ = step.name.rpartition(".")
             metric = config.tasks[task].metric
             scores = {"head": record.facts["head"], **record.facts["baselines"]}
             of_metric = {name: round(found[metric], 4) for name, found in scores.items()}

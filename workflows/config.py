@@ -19,8 +19,10 @@ from trainers.config import (
     Schema,
     TokenizerConfig,
 )
+from workflows import probe_section
 from workflows.budget import BudgetConfig
 from workflows.pretrain_section import PipelinePretrain
+from workflows.probe_section import ProbesConfig
 from workflows.storage import PROTOCOLS, scheme_of
 from workflows.suggestions import suggestion
 from workflows.task_section import PipelineTask
@@ -103,6 +105,9 @@ class PipelineConfig(Schema):
     budget: BudgetConfig | None = None
     """What all searches together may spend."""
 
+    probe: ProbesConfig | None = None
+    """Looks at what the base is worth on each task, while it is pretrained."""
+
     steps: dict[Name, CustomConfig] = {}
     """Steps of your own, by name."""
 
@@ -134,7 +139,11 @@ class PipelineConfig(Schema):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        problems = [*_base_problems(self), *_trial_problems(self.tasks, self.cluster.trials)]
+        problems = [
+            *_base_problems(self),
+            *_trial_problems(self.tasks, self.cluster.trials),
+            *probe_section.problems(self.probe, self.tasks, self.pretrain),
+        ]
         if self.budget is not None:
             asked = {name: task.search for name, task in self.tasks.items()}
             problems += self.budget.problems(asked)

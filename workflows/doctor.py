@@ -20,7 +20,7 @@ from cluster.interface import Capacity, Outcome
 from cluster.ray_cluster import RayCluster, check_reachable, connect
 from trainers import collective
 from trainers.collective import AllReduce
-from workflows import diagnosis, probe
+from workflows import diagnosis, visibility
 from workflows.config import PipelineConfig
 from workflows.diagnosis import Finding, Level, MlflowSight, StorageSpeed
 from workflows.execution import without_secrets
@@ -177,8 +177,8 @@ def _capacity(cluster: RayCluster, pipeline: PipelineConfig | None) -> list[Find
 def _storage(cluster: RayCluster, where: Storage, speeds: dict[str, StorageSpeed]) -> list[Finding]:
     """Whether all nodes see it, and then how fast it is."""
     try:
-        blind = _within(_HERE_TOO_S, partial(probe.look, where, cluster, timeout_s=_STORAGE_S))
-        found = diagnosis.of_storage(where.root, blind, probe.way_out(where))
+        blind = _within(_HERE_TOO_S, partial(visibility.look, where, cluster, timeout_s=_STORAGE_S))
+        found = diagnosis.of_storage(where.root, blind, visibility.way_out(where))
         if any(blind.values()):
             return found
         outcomes = _within(_HERE_TOO_S, partial(_speeds, cluster, where))

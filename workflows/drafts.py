@@ -21,6 +21,8 @@ STAGE_VERSIONS = {
     "base": 1,
     "features": 1,
     "probe": 1,
+    "branch": 1,
+    "best_probe": 1,
     "tune": 6,
     "final": 9,
     "promote": 3,

@@ -26,7 +26,7 @@ from workflows.journal import DRIVER, Journal, Tail
 from workflows.leases import Heartbeat
 from workflows.ledger import Position, Record, stem_of
 from workflows.shares import Search, Share
-from workflows.steps import CUSTOM, SUMMARIES, Identified, Step, StepRef
+from workflows.steps import CUSTOM, FOLLOWING, SUMMARIES, Identified, Step, StepRef
 from workflows.storage import Storage, StorageError
 from workflows.streams import Stream
 
@@ -359,7 +359,7 @@ def _computed(
     started = time.monotonic()
     facts = _stage(step.kind)(StageContext(run, step, attempt, artifacts, records))
     failpoints.reach("execution.computed")
-    if len(records) < len(step.inputs):
+    if step.runs_on_failure and len(records) < len(step.inputs):
         artifacts.release(step, attempt)
         artifacts.discard(attempt)
         return Computed(0, facts)
@@ -378,7 +378,7 @@ def _computed(
 
 def _read_in_part(step: Step) -> set[str]:
     """Inputs of which a step opens few files, and compares those alone with the record."""
-    if step.kind in SUMMARIES:
+    if step.kind in SUMMARIES or step.kind in FOLLOWING:
         return set(step.inputs)
     return {"corpus"} if step.kind == "losses" else set()
 

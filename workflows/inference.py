@@ -23,7 +23,7 @@ from trainers.errors import DataError
 from trainers.pieces import END, Shard, Span
 from trainers.predict import Predictor
 from trainers.task_config import TaskConfig
-from workflows import outside, probe, storage
+from workflows import outside, storage, visibility
 from workflows.cache import cache_folder
 from workflows.execution import without_secrets
 from workflows.models import ModelStore, ModelStoreError, Version
@@ -191,9 +191,9 @@ def label_on_cluster(
             f"cluster has {whole.cpus:g} CPUs and {whole.gpus:g} GPUs"
         )
     suffix = _SUFFIXES.get(shards[0].source.format, ".jsonl")
-    probe.check(model.storage, cluster)
+    visibility.check(model.storage, cluster)
     _claim(output, model, shards)
-    probe.check(output, cluster)
+    visibility.check(output, cluster)
     there = output.find("")
     parts = [
         Part(model, shard, output, f"part-{number:06d}{suffix}", worker)

@@ -16,7 +16,6 @@ from trainers.config import (
 )
 from trainers.pretrain_config import PretrainConfig
 from trainers.task_config import (
-    METHODS_OF_TASK,
     METRICS_OF_TASK,
     TaskConfig,
     TaskDataConfig,
@@ -25,6 +24,8 @@ from trainers.task_config import (
 from workflows.config import BASE, ConfigError, CustomConfig, PipelineConfig, Pretraining
 from workflows.drafts import Draft, in_order
 from workflows.outside import OutsideData, TaskFiles
+from workflows.probe_section import can_be_probed
+from workflows.probing import ProbeSpec, branch_drafts, probe_drafts
 from workflows.promote_config import PromoteBaseConfig, PromoteConfig
 from workflows.steps import CUSTOM, SUMMARIES, Step
 from workflows.suggestions import suggestion
@@ -89,14 +90,6 @@ class FeaturesSpec(Schema):
 
     task: TaskConfig
     """With a metric and class weights that stand for any: features are the same for all."""
-
-
-class ProbeSpec(Schema):
-    """What `probe` knows."""
-
-    task: TaskConfig
-    rows: int = 2000
-    """Most training rows that are used."""
 
 
 class TuneSpec(Schema):
@@ -172,7 +165,7 @@ def build_steps(
         ConfigError: an input is no step, or steps wait for each other in a circle.
     """
     drafts = _drafts(config, outside)
-    if probes:
+    if probes and config.probe is None:
         drafts |= {draft.name: draft for draft in _probe_drafts(config)}
     _check_inputs(config, drafts)
     built: dict[str, Step] = {}
@@ -186,6 +179,7 @@ def _drafts(config: PipelineConfig, outside: OutsideData) -> dict[str, Draft]:
         *(_data_draft(name, task, outside.tasks[name]) for name, task in config.tasks.items()),
         *(_custom(name, config.steps[name], outside) for name in config.steps),
         *_base_drafts(config, outside),
+        *_branch_drafts(config),
         *(draft for name in config.tasks for draft in _task_drafts(config, name)),
         *_base_promotion_drafts(config),
     ]
@@ -261,12 +255,24 @@ def _data_draft(name: str, task: TaskConfig, files: TaskFiles) -> Draft:
 
 def _inputs_of_task(config: PipelineConfig, name: str) -> dict[str, str]:
     base = "pretrain" if config.base is None else "base"
+    if config.tasks[name].base == "best_probe":
+        base = f"{name}.base"
     return {"data": f"{name}.data", "base": base}
+
+
+def _branch_drafts(config: PipelineConfig) -> Iterator[Draft]:
+    """Looks at the base while it is pretrained, and the models on its way that they look at."""
+    if config.probe is None or config.pretrain is None:
+        return
+    branches = list(branch_drafts(config.pretrain))
+    yield from branches
+    suffixes = {f"-{draft.name.rpartition('-')[2]}": draft.name for draft in branches}
+    yield from probe_drafts(config.probe, config.tasks, suffixes)
 
 
 def _probe_drafts(config: PipelineConfig) -> Iterator[Draft]:
     for name, of in config.tasks.items():
-        if "head" in METHODS_OF_TASK[of.type]:
+        if can_be_probed(of):
             spec = ProbeSpec(task=of.task)
             yield Draft(f"{name}.probe", "probe", spec, _inputs_of_task(config, name))
 

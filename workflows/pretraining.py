@@ -19,7 +19,7 @@ from workflows.pipeline import PretrainSpec
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINTS = "checkpoints"
+CHECKPOINTS = "checkpoints"
 _RAY = "ray"
 _MEMORY = "memory/micro_batch.json"
 
@@ -98,7 +98,7 @@ def _train(context: StageContext, size: int) -> dict[str, Any]:
     """One run of the gang; the facts it left."""
     spec, gang = context.spec(PretrainSpec), context.run.execution.pretrain
     attempt = context.attempt
-    earlier = attempt.earlier(_CHECKPOINTS)
+    earlier = attempt.earlier(CHECKPOINTS)
     work = pretrain.PretrainWork(
         model=spec.model,
         pretrain=spec.pretrain,
@@ -107,7 +107,7 @@ def _train(context: StageContext, size: int) -> dict[str, Any]:
         tokens=context.stream("tokens", keep=2 * spec.pretrain.window_shards),
         weights=tuple(spec.weights),
         output=context.output,
-        checkpoints=attempt.work / _CHECKPOINTS,
+        checkpoints=attempt.work / CHECKPOINTS,
         earlier_checkpoints=tuple(earlier),
         should_stop=context.should_stop,
     )

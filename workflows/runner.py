@@ -26,7 +26,7 @@ from workflows.leases import Watch
 from workflows.ledger import Claim, Position, Record, Release, stem_of
 from workflows.planning import AVAILABLE, ENDED, Plan, State
 from workflows.run_result import Failure, RunResult
-from workflows.steps import Step
+from workflows.steps import FOLLOWING, Step
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ class _Loop:
         self._later: list[tuple[float, str]] = []
         self._ready: deque[str] = deque()
         self._dependents: dict[str, list[str]] = {name: [] for name in self._steps}
-        self._unfinished_inputs: dict[str, int] = {}
+        self._open_inputs: dict[str, set[str]] = {}
+        """Of steps that wait, the inputs that wait, too."""
         cpus = self._cluster.capacity().cpus
         self._at_once = max(_LEAST_AT_ONCE, int(_AT_ONCE_PER_CPU * cpus))
         self.result = RunResult(dict(plan.states))
@@ -183,17 +184,16 @@ class _Loop:
         self._cancel(list(self._pending))
 
     def _link(self) -> None:
-        """Count for each waiting step the inputs that have not ended yet."""
+        """Note for each waiting step the inputs that it has to wait for."""
         states = self.result.states
         for name, step in self._steps.items():
             if states[name] is not State.WAITING:
                 continue
             self._unended += 1
-            open_inputs = {
-                other.name for other in step.inputs.values() if states[other.name] not in ENDED
-            }
-            self._unfinished_inputs[name] = len(open_inputs)
-            for other in open_inputs:
+            awaited, inputs = _awaited(step), {other.name for other in step.inputs.values()}
+            open_inputs = {other for other in inputs if states[other] not in awaited}
+            self._open_inputs[name] = open_inputs
+            for other in inputs:
                 self._dependents[other].append(name)
             if not open_inputs:
                 self._ready.append(name)
@@ -207,7 +207,8 @@ class _Loop:
             return
         inputs = {key: other.name for key, other in step.inputs.items()}
         available = {key: other for key, other in inputs.items() if states[other] in AVAILABLE}
-        if len(available) < len(inputs) and not step.runs_on_failure:
+        lacks_one = any(states[other] in ENDED - AVAILABLE for other in inputs.values())
+        if lacks_one and not step.runs_on_failure:
             self._set(name, State.BLOCKED)
             return
         commits = {key: self._positions[other].committed for key, other in available.items()}
@@ -357,10 +358,26 @@ class _Loop:
         self._journal.append("step", step=name, state=state, **facts)
         if state in ENDED and not was_ended:
             self._unended -= 1
-            for dependent in self._dependents[name]:
-                self._unfinished_inputs[dependent] -= 1
-                if not self._unfinished_inputs[dependent] and not self.is_stopping:
+        for dependent in self._dependents[name]:
+            open_inputs = self._open_inputs[dependent]
+            if name in open_inputs and state in _awaited(self._steps[dependent]):
+                open_inputs.discard(name)
+                if not open_inputs and not self.is_stopping:
                     self._ready.append(dependent)
+            elif state in ENDED - AVAILABLE:
+                self._end_follower(dependent)
+
+    def _end_follower(self, name: str) -> None:
+        """End a step that still waits for what an input was to leave on its way."""
+        pending = [found for found, work in self._pending.items() if work.name == name]
+        if self._steps[name].kind in FOLLOWING and pending and not self.is_stopping:
+            self._cancel(pending)
+            self._set(name, State.BLOCKED)
+
+
+def _awaited(step: Step) -> set[State]:
+    """States of an input with which a step need not wait for it any longer."""
+    return ENDED | {State.RUNNING} if step.kind in FOLLOWING else ENDED
 
 
 def _one_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster.interface import Cluster
-from workflows import family, history, outside, planning, probe, progress, runner, shares
+from workflows import family, history, outside, planning, progress, runner, shares, visibility
 from workflows.artifacts import Artifacts
 from workflows.config import ConfigError, PipelineConfig, as_yaml
 from workflows.demand import Demand
@@ -100,7 +100,7 @@ class Session:
             demand = Demand(cluster, self.config.cluster, self.steps, own)
             try:
                 demand.wait(lambda line: console.print(line, markup=False, soft_wrap=True))
-                probe.check(self.paths.storage, cluster)
+                visibility.check(self.paths.storage, cluster)
                 self.write_head(plan)
                 result = self._run(console, plan, cluster, demand, fail_fast=fail_fast)
             finally:

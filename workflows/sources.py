@@ -24,6 +24,8 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "base": ("workflows.stages:take_base",),
     "features": ("workflows.features:run", "workflows.trainings:execution_of"),
     "probe": ("workflows.stages:probe_task", "workflows.trainings:execution_of"),
+    "branch": ("workflows.branch:take", "workflows.pretraining:CHECKPOINTS"),
+    "best_probe": ("workflows.branch:choose",),
     "tune": (
         "workflows.tuning:run",
         "workflows.final:finished",
@@ -78,6 +80,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.report.page",
         "workflows.report.ancestry",
         "workflows.report.charts",
+        "workflows.report.growth",
         "workflows.report.gathering",
         "workflows.report.headlines",
         "workflows.report.mistakes",

@@ -9,6 +9,7 @@ from trainers import bases, corpus, probe, task_data, tokenizer, tokens
 from trainers.task_types import class_of
 from workflows import (
     base_gate,
+    branch,
     corpora,
     features,
     final,
@@ -24,11 +25,11 @@ from workflows.models import ModelStore
 from workflows.pipeline import (
     BaseSpec,
     DataSpec,
-    ProbeSpec,
     SummarySpec,
     TokenizerSpec,
     TokensSpec,
 )
+from workflows.probing import ProbeSpec
 from workflows.shards import Shards
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,8 @@ STAGES: Mapping[str, Callable[[StageContext], Facts]] = {
     "base": take_base,
     "features": features.run,
     "probe": probe_task,
+    "branch": branch.take,
+    "best_probe": branch.choose,
     "tune": tuning.run,
     "final": final.run,
     "promote": gate.run,

@@ -20,6 +20,9 @@ CUSTOM = "custom"
 PROMOTING = frozenset({"promote", "promote_base"})
 """Kinds that judge a model and add it to the store."""
 
+FOLLOWING = frozenset({"branch"})
+"""Kinds that begin when their inputs do, and read what those leave on the way."""
+
 SUMMARIES = ("track", "report")
 """Kinds that tell of all other steps, of those that failed, too."""
 

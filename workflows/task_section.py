@@ -1,7 +1,7 @@
 """A task's section of the pipeline file: what is searched, trained again, compared, promoted."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -47,6 +47,9 @@ class ControlsConfig(Schema):
 
 class PipelineTask(TaskConfig):
     """A downstream task with its search, final training and promotion."""
+
+    base: Literal["last", "best_probe"] = "last"
+    """The end of pretraining, or the model on its way above which a head was best (`probe`)."""
 
     search: SearchConfig
     """Fine-tuning trials."""

@@ -1,6 +1,7 @@
 """Decay branches of a pretraining with a constant rate."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from worlds import KilledError, Reports, moved, prepare, run
 
+from trainers.branches import published
 from trainers.pretrain import PretrainWork
 
 STABLE = {"name": "wsd", "decay": 1 / 6}
@@ -55,6 +57,19 @@ def test_branch_is_the_model_of_a_training_that_ends_there(
     assert (branch["start_step"], branch["stop_step"]) == (10, 12)
     assert weights(branched.output / branch["folder"]) == weights(short.output)
     assert branch["validation_loss"] == facts(short)["history"][-1]["validation_loss"]
+
+
+def test_branch_is_published_when_its_model_is_whole_and_not_before(
+    branched: PretrainWork, tmp_path: Path
+) -> None:
+    (branch,) = facts(branched)["branches"]
+    seen = branched.checkpoints / branch["folder"]
+    assert published(seen) == published(branched.output / branch["folder"]) == branch
+    copied = shutil.copytree(seen, tmp_path / "copy")
+    with (copied / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    assert published(copied) is None
+    assert published(tmp_path) is None
 
 
 @pytest.mark.parametrize("kill_after", [10, 16])

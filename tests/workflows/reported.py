@@ -94,12 +94,12 @@ class Story:
             "versions": {"python": "3.11.7", "torch": "2.13.0"},
             "elapsed_s": 2.0,
         } | more
+        told.setdefault("inputs", {n: self.finished[n].record.fingerprint for n in inputs})
         record = Record(
             name=name,
             kind=kind,
             version=1,
             fingerprint=f"{number:02d}" + "f" * 62,
-            inputs={other: self.finished[other].record.fingerprint for other in inputs},
             attempt=f"attempt-{number}",
             finished_at=(BEGAN_AT + timedelta(seconds=3 * number)).isoformat(),
             source=f"311-{number:016d}",
@@ -118,6 +118,15 @@ class Story:
         output = self.step("pretrain", "pretrain", "tokens", facts=_PRETRAINED)
         told = {"history": _HISTORY, "speeds": _SPEEDS}
         (output / "pretraining.json").write_text(json.dumps(told))
+
+    def looks(self, name: str, scores: Mapping[int, float]) -> None:
+        """Looks at a task above branches of pretraining, by tokens."""
+        for tokens, score in scores.items():
+            branch, facts = f"pretrain.branch-{tokens}", {"tokens": tokens}
+            self.step(branch, "branch", "pretrain", facts=facts)
+            look = {"head": {METRIC["classification"]: score}, "rows": 100}
+            inputs = {"base": self.finished[branch].record.fingerprint}
+            self.step(f"{name}.probe-{tokens}", "probe", facts=look, inputs=inputs)
 
     def task(self, name: str, kind: str, **more: Any) -> None:
         """Data, search, final training and verdict of a task."""

@@ -38,6 +38,7 @@ PLUMBING = {
     "workflows.task_section": "counted by its values, in the step's spec",
     "workflows.outside": "counted by what it found, the step's outside data",
     "workflows.pipeline": "counted by its values, in the step's spec",
+    "workflows.probing": "what steps know, counted by its values, and what their inputs are called",
     "workflows.shares": "how many trials run at once, which no result depends on",
     "workflows.shards": "where shards are computed and kept",
 }

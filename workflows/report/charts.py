@@ -14,8 +14,9 @@ from typing import Any
 
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
+from workflows.report.growth import Law, Point
 from workflows.report.scoring import Score
 from workflows.report.searched import Dimension
 from workflows.report.timeline import Cost, Span
@@ -186,6 +187,26 @@ def fractions(task: str, metric: str, found: Sequence[tuple[int, Sequence[Score]
     )
     source = _drawn(draw, lines=_PLOT_LINES + len(lines))
     return Chart("With fewer labels", source, f"{metric} of {task} by labelled rows: {told}.")
+
+
+def over_tokens(task: str, metric: str, looks: Sequence[Point], law: Law | None) -> Chart:
+    """Scores of heads above a base while it was pretrained, and the law that they follow."""
+
+    def draw(axes: Any) -> None:
+        axes.plot([look.tokens for look in looks], [look.score for look in looks], "o")
+        if law is not None:
+            first, last = looks[0].tokens, 2 * looks[-1].tokens
+            x = [first * (last / first) ** (n / 50) for n in range(51)]
+            axes.plot(x, [law.at(tokens) for tokens in x], "--")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        _name(axes, "tokens of pretraining", f"{metric} on validation rows")
+
+    told = ", ".join(f"{number(look.score)} after {look.tokens:,} tokens" for look in looks)
+    more = f"; expected after twice as many: {number(law.at(2 * law.unit))}" if law else ""
+    alt = f"{metric} of a head of {task} above the base: {told}{more}."
+    return Chart("Over the tokens of pretraining", _drawn(draw), alt)
 
 
 def learning_curves(task: str, metric: str, curves: Sequence[Sequence[float]]) -> Chart:

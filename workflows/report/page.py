@@ -15,7 +15,7 @@ from workflows.artifacts import Finished
 from workflows.config import BASE
 from workflows.final import MODEL, RESULT, TRIALS, ranked
 from workflows.ledger import Record
-from workflows.report import ancestry, charts, mistakes, searched, timeline, wording
+from workflows.report import ancestry, charts, growth, mistakes, searched, timeline, wording
 from workflows.report.charts import Chart
 from workflows.report.headlines import headlines
 from workflows.report.scoring import fractions, scores
@@ -98,7 +98,9 @@ def render(
     """
     names = [name.removesuffix(".data") for name in steps if name.endswith(".data")]
     records = [finished[name].record for name in steps if name in finished]
-    tasks = [_task(name, finished, promotions) for name in names]
+    tasks = [
+        _task(name, finished, promotions) | _over_tokens(name, finished, records) for name in names
+    ]
     results = {task["name"]: task["result"] for task in tasks if task["result"]}
     spans = timeline.spans(records, run)
     costs = timeline.costs(records)
@@ -251,6 +253,28 @@ def _search_charts(name: str, metric: Any, trials: Sequence[searched.Trial]) -> 
         sign = searched.sign_of(metric)
         found.append(charts.parallel(name, metric, dimensions, each, sign))
     return found
+
+
+def _over_tokens(
+    name: str, finished: Mapping[str, Finished], records: Sequence[Record]
+) -> dict[str, Any]:
+    """What the base was worth while it was pretrained; nothing where nobody looked."""
+    tune = finished.get(f"{name}.tune")
+    nothing = {"over_tokens": None, "over_tokens_chart": None, "chosen_base": None}
+    if tune is None:
+        return nothing
+    metric, sign = (spec := tune.record.spec["task"])["metric"], searched.sign_of(spec["metric"])
+    looks = growth.points(name, metric, records)
+    if not looks:
+        return nothing
+    trials = json.loads((tune.output / TRIALS).read_text(encoding="utf-8"))
+    scores = [searched.score(trial, metric) for trial in searched.scored(trials, metric)]
+    base = finished.get(f"{name}.base")
+    return {
+        "over_tokens": growth.told(looks, scores, metric, sign),
+        "over_tokens_chart": charts.over_tokens(name, metric, looks, growth.law(looks)),
+        "chosen_base": base.record.facts if base else None,
+    }
 
 
 def _test(name: str, data: Finished | None, final: Finished | None) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""Steps about the models on pretraining's way: taking one while it goes on, choosing one."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainers import bases, branches
+from trainers.task_config import Metric, merit_of
+from workflows.artifacts import OUTPUT, WORK, attempts_folder
+from workflows.execution import StageContext
+from workflows.ledger import stem_of
+from workflows.pretraining import CHECKPOINTS
+from workflows.probing import BASE, PROBE, BestProbeSpec, BranchSpec
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 2.0
+
+
+def take(context: StageContext) -> Mapping[str, Any]:
+    """The model of a branch, as soon as any attempt at pretraining has left it whole.
+
+    It waits for that; whoever runs the pipeline ends it when pretraining has failed.
+    """
+    spec = context.spec(BranchSpec)
+    while True:
+        for place in _places(context, branches.folder_of(spec.start_step)):
+            if _is_taken(context, place):
+                facts = branches.published(context.output)
+                assert facts is not None  # it has just been looked at
+                (context.output / branches.PUBLISHED).unlink()
+                logger.info("took %s", place)
+                return {**facts, "tokens": spec.tokens}
+        time.sleep(_LOOK_EVERY_S)
+
+
+def choose(context: StageContext) -> Mapping[str, Any]:
+    """The base above which a head was best on validation rows; of equal ones the latest."""
+    metric = context.spec(BestProbeSpec).metric
+    scores = {
+        name.removeprefix(PROBE): record.facts["head"]
+        for name, record in context.records.items()
+        if name.startswith(PROBE)
+    }
+    tokens = {name: context.records[f"{BASE}{name}"].facts["tokens"] for name in scores}
+    best = best_of(metric, scores, tokens)
+    taken = bases.take_in(context.input(f"{BASE}{best}"), context.output)
+    return {**taken, "chosen": best, "tokens": tokens[best], metric: scores[best][metric]}
+
+
+def best_of(
+    metric: Metric, scores: Mapping[str, Mapping[str, float]], tokens: Mapping[str, int]
+) -> str:
+    """The name with the best score; of equal ones that which has seen the most tokens. Pure."""
+    return max(scores, key=lambda name: (merit_of(metric, scores[name]), tokens[name]))
+
+
+def _places(context: StageContext, folder: str) -> Iterator[str]:
+    """Where a branch may be: with every attempt at pretraining, the newest first."""
+    pretrain = context.step.inputs["pretrain"]
+    attempts = attempts_folder(pretrain.kind, stem_of(pretrain.fingerprint))
+    storage = context.run.paths.storage
+    for attempt in sorted(storage.names(attempts), reverse=True):
+        for part in (f"{WORK}/{CHECKPOINTS}", OUTPUT):
+            yield f"{attempts}/{attempt}/{part}/{folder}"
+
+
+def _is_taken(context: StageContext, place: str) -> bool:
+    """Copy a branch's folder; False where it is not whole, or goes meanwhile."""
+    storage = context.run.paths.storage
+    if not storage.exists(f"{place}/{branches.PUBLISHED}"):
+        return False
+    shutil.rmtree(context.output)
+    try:
+        if storage.is_local:
+            shutil.copytree(storage.path(place), context.output)
+        else:
+            context.output.mkdir()
+            storage.download(place, context.output)
+    except (FileNotFoundError, shutil.Error):  # the attempt ended, and cleaned up behind itself
+        context.output.mkdir(exist_ok=True)
+        return False
+    return branches.published(context.output) is not None
