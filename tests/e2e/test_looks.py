@@ -33,10 +33,9 @@ def test_each_branch_is_looked_at_and_the_best_one_is_tuned(tmp_path: Path) -> N
             folder=tmp_path,
         ).stdout
     )["steps"]
-    looks = {suffix: facts[f"tone.probe{suffix}"]["head"]["accuracy"] for suffix in SUFFIXES}
-    assert looks[facts["tone.base"]["chosen"].removeprefix("pretrain.branch")] == max(
-        looks.values()
-    )
+    bases = {"pretrain" + (suffix and f".branch{suffix}"): suffix for suffix in SUFFIXES}
+    looks = {base: facts[f"tone.probe{at}"]["head"]["accuracy"] for base, at in bases.items()}
+    assert looks[facts["tone.base"]["chosen"]] == max(looks.values())
     page = Path(summary["report"]).read_text(encoding="utf-8")
     assert "While the base was pretrained" in page
     assert f"This task was tuned from {facts['tone.base']['chosen']}" in page
