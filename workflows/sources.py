@@ -94,6 +94,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     ),
     "track": (
         "workflows.stages:track",
+        "workflows.curves",
         "workflows.tracking",
         "workflows.mirrored_runs",
         "workflows.mirrored_models",
