@@ -111,6 +111,9 @@ class PipelineConfig(Schema):
     steps: dict[Name, CustomConfig] = {}
     """Steps of your own, by name."""
 
+    tensorboard: bool = False
+    """Whether curves are written for TensorBoard, too: `runs/RUN/tensorboard` of the storage."""
+
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
 

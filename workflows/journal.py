@@ -5,7 +5,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,17 +33,22 @@ class Journal:
     directory: str
     """Name in the storage."""
     writer: str
+    listeners: list[Callable[[Event], None]] = field(default_factory=list)
+    """Hear each event once it is written, in this process."""
     _waiting: list[str] = field(default_factory=list)
     _flushed_at: float = 0.0
 
     def append(self, event: str, **facts: Any) -> None:
         """Add an event; a line is written in one call, so readers never see half of one."""
-        line = json.dumps({"time": time.time(), "event": event, **facts}) + "\n"
+        told = {"time": time.time(), "event": event, **facts}
+        line = json.dumps(told) + "\n"
         if self.storage.is_local:
             self._append_local(line)
-            return
-        self._waiting.append(line)
-        self.flush_if_due()
+        else:
+            self._waiting.append(line)
+            self.flush_if_due()
+        for listener in self.listeners:
+            listener(told)
 
     def flush_if_due(self) -> None:
         """Write what still waits, if the last time was a second ago."""

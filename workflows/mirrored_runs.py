@@ -1,8 +1,6 @@
 """Runs in MLflow: one for each run of a pipeline, pretraining and trials nested in it."""
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,13 +8,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
-from workflows import history
-from workflows.artifacts import output_name
+from workflows import curves, history
+from workflows.curves import Curves
 from workflows.ledger import Record
 from workflows.storage import Storage, scheme_of
-
-TOLD = {"pretrain": "pretraining.json", "tune": "trials.json", "final": "final.json"}
-"""The file that tells what a step came to, by the kind of step."""
 
 _RUN, _ATTEMPT, _FINGERPRINT = "pretune.run", "pretune.attempt", "pretune.fingerprint"
 _PARENT = "mlflow.parentRunId"
@@ -26,17 +21,6 @@ _UNKNOWN = "removed runs"
 """The experiment of runs of which nothing is left but what they made."""
 _MOST_RUNS = 50_000
 """That MLflow gives in one answer."""
-
-
-@dataclass(frozen=True)
-class _Nested:
-    """A run in MLflow that is part of another."""
-
-    name: str
-    params: Mapping[str, Any]
-    points: Iterable[tuple[int, Mapping[str, float]]]
-    """Measures by optimizer step, or by epoch."""
-    status: str = "FINISHED"
 
 
 class MirroredRuns:
@@ -92,21 +76,15 @@ class MirroredRuns:
         A step whose artifact is gone, or an adopted one that tells nothing, is left out.
         """
         for record in sorted(records, key=lambda one: one.finished_at):
-            if record.kind not in TOLD:
+            told = curves.told(self._where, record)
+            if told is None:
                 continue
-            try:
-                told = json.loads(self._where.read(f"{output_name(record)}/{TOLD[record.kind]}"))
-            except FileNotFoundError:
-                continue
-            match record.kind:
-                case "pretrain":
-                    self._nest(record, [_pretraining(record, told)])
-                case "tune":
-                    self._nest(record, [_trial(record, trial) for trial in told])
-                case "final":
-                    self._scores(record, told["test"])
+            if record.kind == "final":
+                self._scores(record, told["test"])
+            else:
+                self._nest(record, curves.of(record, told))
 
-    def _nest(self, record: Record, told: Iterable[_Nested]) -> None:
+    def _nest(self, record: Record, told: Iterable[Curves]) -> None:
         """What is not there yet of a step, which is found by its attempt."""
         parent = self._client.get_run(self.find_or_make(record.run)).info
         known = set()
@@ -126,7 +104,8 @@ class MirroredRuns:
             if one.name not in known:
                 run = self._begin(parent.experiment_id, one.name, begin, tags)
                 self._log(run, one.params, one.points, end)
-                self._client.set_terminated(run, one.status, end)
+                status = "FAILED" if one.has_failed else "FINISHED"
+                self._client.set_terminated(run, status, end)
         self._client.set_terminated(parent.run_id, end_time=max(end, parent.end_time or 0))
 
     def _scores(self, record: Record, test: Mapping[str, float]) -> None:
@@ -170,22 +149,6 @@ class MirroredRuns:
         ]
         shortened = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in params.items()]
         self._client.log_batch(run, metrics, shortened)
-
-
-def _pretraining(record: Record, told: Mapping[str, Any]) -> _Nested:
-    points = [*told["history"], *told.get("speeds", ())]
-    by_step = [(point["optimizer_step"], point) for point in points]
-    return _Nested("pretrain", record.spec["pretrain"], by_step)
-
-
-def _trial(record: Record, told: Mapping[str, Any]) -> _Nested:
-    changes = {"changes": told["changes"]} if told.get("changes") else {}
-    return _Nested(
-        f"{record.name}.{told['trial_id']}",
-        {**told["hyperparameters"], **changes},
-        enumerate(told["history"], start=1),
-        "FAILED" if told["status"] == "failed" else "FINISHED",
-    )
 
 
 def _milliseconds(record: Record) -> int:

@@ -27,7 +27,7 @@ from workflows.outside import OutsideData, TaskFiles
 from workflows.probe_section import can_be_probed
 from workflows.probing import ProbeSpec, branch_drafts, probe_drafts
 from workflows.promote_config import PromoteBaseConfig, PromoteConfig
-from workflows.steps import CUSTOM, SUMMARIES, Step
+from workflows.steps import CUSTOM, Step
 from workflows.suggestions import suggestion
 from workflows.task_section import ControlsConfig, FinalConfig
 
@@ -135,10 +135,16 @@ class PromoteBaseSpec(Schema):
 
 
 class SummarySpec(Schema):
-    """What `report` and `track` know."""
+    """What `report` knows."""
 
     name: str
     """Of the pipeline."""
+
+
+class TrackSpec(SummarySpec):
+    """What `track` knows."""
+
+    tensorboard: bool
 
 
 class CustomSpec(Schema):
@@ -183,9 +189,13 @@ def _drafts(config: PipelineConfig, outside: OutsideData) -> dict[str, Draft]:
         *(draft for name in config.tasks for draft in _task_drafts(config, name)),
         *_base_promotion_drafts(config),
     ]
-    summary = SummarySpec(name=config.name)
     everything = {draft.name: draft.name for draft in drafts}
-    drafts += [Draft(kind, kind, summary, everything, runs_on_failure=True) for kind in SUMMARIES]
+    track = TrackSpec(name=config.name, tensorboard=config.tensorboard)
+    report = SummarySpec(name=config.name)
+    drafts += [
+        Draft("track", "track", track, everything, runs_on_failure=True),
+        Draft("report", "report", report, everything, runs_on_failure=True),
+    ]
     for name in config.steps:
         if sum(draft.name == name for draft in drafts) > 1:
             raise ConfigError(f"steps.{name}: the pipeline has a step of this name; take another")

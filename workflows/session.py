@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ class Session:
             CapacityError: the cluster can never hold the workers; nothing was written.
             StorageError: a node cannot see the storage; nothing was computed.
         """
+        from workflows import tracing  # loads OpenTelemetry
+
+        with tracing.traced(self.journal, self.paths.run_id, self.config.name, self.steps):
+            return self._run(console, plan, fail_fast=fail_fast)
+
+    def _run(self, console: Console, plan: Plan, *, fail_fast: bool) -> RunResult:
         if planning.State.WAITING not in plan.states.values():
             self.paths.family(self._judging).settle(run=None)  # a run may have been killed before
             result = RunResult(plan.states)
@@ -102,7 +109,7 @@ class Session:
                 demand.wait(lambda line: console.print(line, markup=False, soft_wrap=True))
                 visibility.check(self.paths.storage, cluster)
                 self.write_head(plan)
-                result = self._run(console, plan, cluster, demand, fail_fast=fail_fast)
+                result = self._run_steps(console, plan, cluster, demand, fail_fast=fail_fast)
             finally:
                 demand.release()
         # Of steps that another run did meanwhile, no step of this one knew.
@@ -113,7 +120,7 @@ class Session:
         self.write_end(ended, [*result.told(), *summary_lines(self.summary(result))])
         return result
 
-    def _run(
+    def _run_steps(
         self, console: Console, plan: Plan, cluster: Cluster, demand: Demand, *, fail_fast: bool
     ) -> RunResult:
         names = [step.name for step in self.steps]
@@ -148,7 +155,7 @@ class Session:
         """Steps whose models are judged together."""
         return tuple(step.ref for step in self.steps if step.kind == "promote")
 
-    @property
+    @cached_property
     def journal(self) -> Journal:
         """Where the driver writes what happens."""
         return Journal(self.paths.storage, self.paths.events, DRIVER)

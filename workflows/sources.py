@@ -97,6 +97,8 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
     ),
     "track": (
         "workflows.stages:track",
+        "workflows.curves",
+        "workflows.tensorboard",
         "workflows.tracking",
         "workflows.mirrored_runs",
         "workflows.mirrored_models",

@@ -28,6 +28,7 @@ from workflows.pipeline import (
     SummarySpec,
     TokenizerSpec,
     TokensSpec,
+    TrackSpec,
 )
 from workflows.probing import ProbeSpec
 from workflows.shards import Shards
@@ -139,14 +140,26 @@ def track(context: StageContext) -> Facts:
     """The run, its trials and its models in MLflow; where that cannot be, a warning is all."""
     from workflows import tracking  # imports MLflow
 
-    paths = context.run.paths
+    paths, found = context.run.paths, _curves(context)
     uri = tracking_uri(paths.storage)
     try:
         written = tracking.track(uri, paths.storage, paths.run_id, context.records.values())
     except tracking.MirrorError as error:
         logger.warning("%s", error)
-        return {"uri": without_secrets(uri), "error": str(error)}
-    return asdict(written)
+        return found | {"uri": without_secrets(uri), "error": str(error)}
+    return found | asdict(written)
+
+
+def _curves(context: StageContext) -> dict[str, str]:
+    """Where they are for TensorBoard, if somebody asked for that."""
+    if not context.spec(TrackSpec).tensorboard:
+        return {}
+    from workflows import tensorboard  # imports tensorboardX
+
+    paths = context.run.paths
+    folder = f"{paths.directory}/tensorboard"
+    tensorboard.write(paths.storage, folder, context.records.values())
+    return {"tensorboard": paths.storage.url(folder)}
 
 
 STAGES: Mapping[str, Callable[[StageContext], Facts]] = {

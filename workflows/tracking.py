@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from mlflow import MlflowClient
 
-from workflows import history
+from workflows import curves, history
 from workflows.execution import without_secrets
 from workflows.ledger import Ledger, Record
 from workflows.mirrored_models import MirroredModels
-from workflows.mirrored_runs import TOLD, MirroredRuns
+from workflows.mirrored_runs import MirroredRuns
 from workflows.models import ModelStore, ModelStoreError
 from workflows.steps import PROMOTING
 from workflows.storage import Storage, StorageError
@@ -78,7 +78,7 @@ def sync(uri: str, where: Storage) -> Written:
         for run in history.runs(where):
             if run.started:  # else it was killed before it wrote what it is about
                 runs.find_or_make(run.run_id)
-        runs.take(record for kind in TOLD for record in ledger.commits(kind))
+        runs.take(record for kind in curves.TOLD for record in ledger.commits(kind))
         for name in ModelStore(where).names():
             models.take(name)
         return Written(without_secrets(uri), runs.written, models.written)

@@ -61,6 +61,7 @@ WHAT = {
     "tasks.places.data.split.seed=1": "places.data",
     "tasks.places.final.seeds=2": "places.final",
     "tasks.tone.promote.min_improvement=0.1": "tone.promote",
+    "tensorboard=true": "track",
     "steps.own.version=2": "own",
     "steps.own.spec.anything=[1, {a: b}]": "own",
 }

@@ -29,6 +29,7 @@ from workflows.config import load_config
 from workflows.execution import RunPaths, StageContext, tracking_uri, without_secrets
 from workflows.ledger import Position, Record
 from workflows.models import ModelStore, Version
+from workflows.pipeline import TrackSpec
 from workflows.planning import State
 from workflows.run_result import RunResult
 from workflows.session import Session
@@ -475,7 +476,9 @@ def test_a_server_that_is_down_costs_a_warning_that_names_the_way_out(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@127.0.0.1:{free_port()}")
     run = SimpleNamespace(paths=RunPaths(here.where, FIRST))
     records = {record.name: record for record in here.records}
-    context = cast("StageContext", SimpleNamespace(run=run, records=records))
+    spec = TrackSpec(name="tiny", tensorboard=False)
+    asked = SimpleNamespace(run=run, records=records, spec=lambda kind: spec)
+    context = cast("StageContext", asked)
     begun = time.monotonic()
     with caplog.at_level(logging.WARNING, "workflows"):
         facts = stages.track(context)
