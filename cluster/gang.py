@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import ray.train
@@ -14,7 +13,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
-from ray.util.metrics import Gauge
 
 from cluster import failures
 from cluster.capacity import poll_s
@@ -28,6 +26,7 @@ from cluster.interface import (
     WorkerLostError,
 )
 from cluster.logs import redirected
+from cluster.metrics import show
 
 logger = logging.getLogger(__name__)
 
@@ -64,18 +63,12 @@ class RankReporter:
         """Take one rank's metrics; rank 0's are Ray's metrics, too."""
         if self.rank == 0:
             for name, value in metrics.items():
-                _gauge(name).set(float(value))
+                show(name, float(value), {})
             self.on_report(metrics)
 
     def is_leaving(self) -> bool:
         """Whether a node that holds a rank is being drained: see `Reporter.is_leaving`."""
         return ray.train.get_preemption_info() is not None
-
-
-@cache
-def _gauge(name: str) -> Gauge:
-    """One for each name and process: Ray refuses a second."""
-    return Gauge(f"pretune_{name}", description=f"{name} of the gang that trains")
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,9 @@ class Cluster(Protocol):
     def expect(self, bundles: Sequence[Mapping[str, float]]) -> None:
         """Tell what will be needed soon, so that nodes come; each call replaces what was told."""
 
+    def show(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        """Set a number in the cluster's metrics, `pretune_<name>`."""
+
     def submit(
         self,
         function: Callable[..., Any],

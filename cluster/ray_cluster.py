@@ -35,6 +35,7 @@ from cluster.interface import (
     WorkerLostError,
 )
 from cluster.logs import redirected
+from cluster.metrics import show
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,10 @@ class RayCluster:
     def expect(self, bundles: Sequence[Mapping[str, float]]) -> None:
         """Ray's autoscaler keeps room for them until it is told of others; none has no effect."""
         request_resources(bundles=[dict(bundle) for bundle in bundles])
+
+    def show(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        """Ray's metrics, on the node where this process is."""
+        show(name, value, labels)
 
     def submit(
         self,

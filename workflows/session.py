@@ -16,6 +16,7 @@ from workflows.artifacts import Artifacts
 from workflows.config import ConfigError, PipelineConfig, as_yaml
 from workflows.demand import Demand
 from workflows.execution import RunContext, RunPaths, tracking_uri, without_secrets
+from workflows.gauges import Gauges
 from workflows.history import PIPELINE, PLAN, STAMP, commit_of
 from workflows.journal import DRIVER, Journal, Tail
 from workflows.models import ModelStore
@@ -123,12 +124,13 @@ class Session:
     def _run_steps(
         self, console: Console, plan: Plan, cluster: Cluster, demand: Demand, *, fail_fast: bool
     ) -> RunResult:
-        names = [step.name for step in self.steps]
+        names, gauges = [step.name for step in self.steps], Gauges(cluster, self.config.name)
         with live_view(console, self.paths, names) as live:
 
             def tick() -> None:
                 live.tick()
                 demand.look({name: step.state for name, step in live.view.steps.items()})
+                gauges.look(live.view)
 
             try:
                 context = self.context(cluster)

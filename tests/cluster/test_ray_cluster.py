@@ -1,10 +1,12 @@
 """The cluster protocol on a real local Ray."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,6 +49,24 @@ def test_function_runs_elsewhere_and_prints_to_its_log(cluster: RayCluster, tmp_
     pending = cluster.submit(double, 21, log=log)
     assert pending.result().unwrap() == 42
     assert log.read_text() == "doubling 21\n"
+
+
+def test_what_is_shown_is_read_by_prometheus(cluster: RayCluster) -> None:
+    cluster.show("steps", 3, {"pipeline": "tiny", "state": "done"})
+    cluster.show("steps", 4, {"pipeline": "tiny", "state": "done"})
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    until = time.monotonic() + 60
+    found: list[str] = []
+    while not found and time.monotonic() < until:
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+            found = [line for line in lines if line.startswith("ray_pretune_steps{")]
+        time.sleep(1)
+    (line,) = found
+    assert 'pipeline="tiny"' in line
+    assert 'state="done"' in line
+    assert float(line.split()[-1]) == 4
 
 
 def test_exception_comes_back_as_text_and_its_traceback_is_in_the_log(

@@ -75,9 +75,10 @@ def faults(document: Document) -> list[str]:
 
 
 def gauges() -> set[str]:
-    """What rank 0 reports, as Ray exports it: the keys that the code of training has."""
+    """What rank 0 and the driver report, as Ray exports it: the keys that their code has."""
     sources = ("pretrain.py", "history.py", "evaluation.py")
     text = "".join((ROOT / "trainers" / name).read_text(encoding="utf-8") for name in sources)
+    text += (ROOT / "workflows" / "gauges.py").read_text(encoding="utf-8")
     return {f"ray_pretune_{name}" for name in re.findall(r'"([a-z_]+)"', text)}
 
 
