@@ -53,6 +53,10 @@ def test_only_the_engine_and_its_setup_import_deepspeed() -> None:
         "workflows.adoption",
         "workflows.garbage",
         "workflows.custom",
+        "workflows.corpora",
+        "workflows.tokenizing",
+        "workflows.pretraining",
+        "workflows.branch",
         "cluster.config",
     ],
 )

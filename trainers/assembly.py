@@ -1,9 +1,7 @@
 """What a pretraining consists of, put together on one rank: data, model, engine."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,54 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainers import corpus, flops, model, optim, options, segments, tokenizer, whole_words
 from trainers.batches import GlobalBatches
-from trainers.config import ModelConfig
 from trainers.deepspeed_engine import DeepSpeedEngine
 from trainers.deepspeed_setup import ShardedConstruction, muon
 from trainers.engine import Engine, LossFunction, PlainEngine, Ranks, device_of, precision_of
 from trainers.errors import DataError
 from trainers.evaluation import Evaluation
 from trainers.pretrain_config import Precision, PretrainConfig
+from trainers.pretrain_work import PretrainExecution, PretrainWork
 from trainers.segments import Masking
 from trainers.sequences import TokenSequences
-
-
-def _never() -> bool:
-    return False
-
-
-@dataclass(frozen=True)
-class PretrainWork:
-    """What is trained, and where its inputs and outputs are."""
-
-    model: ModelConfig
-    pretrain: PretrainConfig
-    base: Path
-    """Folder of the pipeline file, for `model.from`."""
-    tokenizer: Path
-    tokens: Callable[[str], Path]
-    """Opens a file of the folder of tokens on this node."""
-    weights: tuple[float, ...]
-    """Times the sequences of each source of the corpus come in one epoch."""
-    output: Path
-    """Gets the Hugging Face folder and `pretraining.json`."""
-    checkpoints: Path
-    """Gets this attempt's checkpoints."""
-    earlier_checkpoints: tuple[Path, ...]
-    """Of attempts before this one; only read."""
-    should_stop: Callable[[], bool] = _never
-    """Asked on rank 0: then all ranks save a checkpoint and raise `StoppedError`."""
-
-
-@dataclass(frozen=True)
-class PretrainExecution:
-    """How it is run; changes no result."""
-
-    threads: int
-    """Of one rank."""
-    micro_batch_size: int | None
-    use_gpu: bool
-    hang_after_s: float = 120.0
-    """Least seconds without a step after which this rank ends itself; see `Deadline`."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 
+from trainers.examples import Examples
 from trainers.metrics import words
 from trainers.task_types.answers import QuestionAnswering
-from trainers.task_types.base import Encoded, Examples, OnePass, Prediction, TaskType
+from trainers.task_types.base import Encoded, OnePass, Prediction, TaskType
 from trainers.task_types.classification import MultiLabel
 from trainers.task_types.generation import Generation
 from trainers.task_types.regression import Regression

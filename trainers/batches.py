@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainers import order, segments
 from trainers.config import Packing
+from trainers.pretrain_work import micro_batch_size
 from trainers.segments import Batch, Masking
 from trainers.sequences import TokenSequences
 
@@ -25,12 +26,6 @@ class Cursor:
 
     digest: str = NOTHING_CONSUMED
     """Rolling hash of their numbers, in order."""
-
-
-def micro_batch_size(local_batch: int, wanted: int | None) -> int:
-    """The largest divisor of a worker's share of the global batch that is at most `wanted`."""
-    limit = min(local_batch, wanted or local_batch)
-    return next(size for size in range(limit, 0, -1) if local_batch % size == 0)
 
 
 class GlobalBatches:

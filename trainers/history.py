@@ -11,9 +11,6 @@ import torch
 
 from trainers.engine import StepResult
 
-FACTS = "pretraining.json"
-"""Beside the model: what it has told."""
-
 
 @dataclass
 class History:

@@ -11,10 +11,11 @@ import pyarrow.parquet
 
 from trainers import documents, tables
 from trainers.errors import DataError
+from trainers.examples import Examples
 from trainers.pieces import Shard
 from trainers.predict import Predictor
 from trainers.task_config import TaskConfig
-from trainers.task_types.base import Examples, Prediction
+from trainers.task_types.base import Prediction
 
 Row = dict[str, Any]
 

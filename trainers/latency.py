@@ -7,9 +7,9 @@ from itertools import cycle, islice
 import numpy as np
 
 from trainers import task_data
+from trainers.examples import Examples
 from trainers.predict import Predictor
 from trainers.retraining import SavedModel
-from trainers.task_types.base import Examples
 
 _WARM_UPS = 5
 _ANSWERS = 100

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trainers import pairs, tokenizer
 from trainers.engine import Ranks, device_of
 from trainers.errors import DataError
+from trainers.examples import Examples
 from trainers.task_config import TaskConfig
 from trainers.task_types import class_of, type_of
-from trainers.task_types.base import Examples, Prediction, TaskType
+from trainers.task_types.base import Prediction, TaskType
 
 
 class Predictor:

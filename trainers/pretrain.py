@@ -14,13 +14,13 @@ import torch
 import torch.distributed
 
 from trainers import assembly, checkpoint, loop, model, order, schedules, scratch
-from trainers.assembly import PretrainExecution, PretrainWork
 from trainers.batches import Cursor, Prefetcher
 from trainers.branches import Branches
 from trainers.checkpointer import Checkpointer
 from trainers.deadline import Deadline
 from trainers.engine import Ranks, StepResult
-from trainers.history import FACTS, History, Stopwatch, peak_memory_bytes
+from trainers.history import History, Stopwatch, peak_memory_bytes
+from trainers.pretrain_work import FACTS, PretrainExecution, PretrainWork
 from trainers.reporting import LeavingError, Reporter, StoppedError
 from trainers.schedules import Leg
 from trainers.segments import Batch

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from trainers import task_data
+from trainers.examples import Examples
 from trainers.finetune import FineTuning
 from trainers.predict import Predictor, tokenizer_of
 from trainers.task_config import Hyperparameters, TaskConfig
 from trainers.task_inputs import TrialExecution, task_inputs
-from trainers.task_types.base import Examples, Prediction
+from trainers.task_types.base import Prediction
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +14,11 @@ import pyarrow.parquet
 from trainers import documents
 from trainers.cleaning import text_key
 from trainers.errors import DataError
+from trainers.examples import Examples
 from trainers.task_config import SplitConfig, TaskDataConfig
-from trainers.task_types.base import Examples, TaskType
+
+if TYPE_CHECKING:
+    from trainers.task_types.base import TaskType
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
@@ -35,7 +38,7 @@ class _Ranked:
 
 
 def prepare(
-    config: TaskDataConfig, kind: type[TaskType], base: Path, directory: Path
+    config: TaskDataConfig, kind: "type[TaskType]", base: Path, directory: Path
 ) -> dict[str, Any]:
     """Write `{train,validation,test}.parquet` and `labels.json`; the facts of the split.
 
@@ -98,7 +101,7 @@ def count(directory: Path, split: str) -> int:
     return int(pyarrow.parquet.read_metadata(_file(directory, split)).num_rows)
 
 
-def fewer(examples: Examples, share: float, kind: type[TaskType], seed: int) -> Examples:
+def fewer(examples: Examples, share: float, kind: "type[TaskType]", seed: int) -> Examples:
     """A seeded share of the rows, of each label alike, and one row of each label at least.
 
     What a smaller share holds, a larger one holds, too.
@@ -137,7 +140,7 @@ def test_texts(directory: Path) -> list[str]:
     return [_joined(text) for name in columns for text in table.column(name).to_pylist()]
 
 
-def _rows(config: TaskDataConfig, kind: type[TaskType], place: str) -> Iterator[_Ranked]:
+def _rows(config: TaskDataConfig, kind: "type[TaskType]", place: str) -> Iterator[_Ranked]:
     for number, row in enumerate(documents.rows(config, place), start=1):
         try:
             label = kind.label_of(row, config)
@@ -153,7 +156,7 @@ def _rows(config: TaskDataConfig, kind: type[TaskType], place: str) -> Iterator[
 
 
 def _divide(
-    config: SplitConfig, kind: type[TaskType], read: Mapping[str, Sequence[_Ranked]]
+    config: SplitConfig, kind: "type[TaskType]", read: Mapping[str, Sequence[_Ranked]]
 ) -> dict[str, list[_Ranked]]:
     """Rows by split: those of files of their own, and those of `path`, divided."""
     shares = {split: getattr(config, split) or 0.0 for split in (TEST, VALIDATION)}
@@ -175,7 +178,7 @@ def _divide(
     return divided
 
 
-def _places_in_strata(rows: Sequence[_Ranked], kind: type[TaskType]) -> dict[str, float]:
+def _places_in_strata(rows: Sequence[_Ranked], kind: "type[TaskType]") -> dict[str, float]:
     """Where a text stands among those of its label, from 0 to 1, by key.
 
     A text that comes with several labels counts for the first of them in the alphabet, wherever its

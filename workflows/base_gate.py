@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainers import corpus, document_losses, history, predictions
+from trainers import corpus, document_losses, predictions
 from trainers.config import Objective
 from trainers.document_losses import DocumentLosses, LossWork
+from trainers.pretrain_work import FACTS
 from workflows import gate, model_card, model_files
 from workflows.base_judgement import Scored, judge
 from workflows.execution import StageContext
@@ -24,7 +25,7 @@ DOCUMENTS = "documents.json"
 """The texts that were read, for a champion that was not asked about them."""
 _SHARDS_KEPT = 2
 _NOT_OF_A_MODEL = {
-    history.FACTS,
+    FACTS,
     predictions.FILE,
     predictions.CONSTANT,
     predictions.SCRATCH,

@@ -1,4 +1,4 @@
-"""Steps about the models on pretraining's way: taking one while it goes on, choosing one."""
+"""The step `branch`: a model on pretraining's way, taken while that goes on."""
 
 import logging
 import shutil
@@ -6,13 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainers import bases, branches
-from trainers.task_config import Metric, merit_of
+from trainers import branches
 from workflows.artifacts import OUTPUT, WORK, attempts_folder
 from workflows.execution import StageContext
 from workflows.ledger import stem_of
 from workflows.pretraining import CHECKPOINTS
-from workflows.probing import BASE, PROBE, BestProbeSpec, BranchSpec
+from workflows.probing import BranchSpec
 
 logger = logging.getLogger(__name__)
 
@@ -34,27 +33,6 @@ def take(context: StageContext) -> Mapping[str, Any]:
                 logger.info("took %s", place)
                 return {**facts, "tokens": spec.tokens}
         time.sleep(_LOOK_EVERY_S)
-
-
-def choose(context: StageContext) -> Mapping[str, Any]:
-    """The base above which a head was best on validation rows; of equal ones the latest."""
-    metric = context.spec(BestProbeSpec).metric
-    scores = {
-        name.removeprefix(PROBE): record.facts["head"]
-        for name, record in context.records.items()
-        if name.startswith(PROBE)
-    }
-    tokens = {name: context.records[f"{BASE}{name}"].facts["tokens"] for name in scores}
-    best = best_of(metric, scores, tokens)
-    taken = bases.take_in(context.input(f"{BASE}{best}"), context.output)
-    return {**taken, "chosen": best, "tokens": tokens[best], metric: scores[best][metric]}
-
-
-def best_of(
-    metric: Metric, scores: Mapping[str, Mapping[str, float]], tokens: Mapping[str, int]
-) -> str:
-    """The name with the best score; of equal ones that which has seen the most tokens. Pure."""
-    return max(scores, key=lambda name: (merit_of(metric, scores[name]), tokens[name]))
 
 
 def _places(context: StageContext, folder: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -384,10 +385,11 @@ def _read_in_part(step: Step) -> set[str]:
 
 
 def _stage(kind: str) -> Callable[[StageContext], Mapping[str, Any]]:
+    """Loads what this kind needs and no more: some of them load for ten seconds."""
     if kind == CUSTOM:
         from workflows import custom
 
         return custom.run
-    from workflows.stages import STAGES  # imports torch and transformers
-
-    return STAGES[kind]
+    module, _, function = sources.STAGE_SOURCES[kind][0].partition(":")
+    stage: Callable[[StageContext], Mapping[str, Any]] = getattr(import_module(module), function)
+    return stage

@@ -10,10 +10,10 @@ from typing import Any
 
 from trainers import baselines, task_data
 from trainers import predictions as written
+from trainers.examples import Examples
 from trainers.retraining import SavedModel, Training
 from trainers.task_config import MAY_CHANGE, Hyperparameters, Metric, merit_of
 from trainers.task_types import TaskType, type_of
-from trainers.task_types.base import Examples
 from workflows.execution import StageContext
 from workflows.openings import open_test
 from workflows.pipeline import FinalSpec

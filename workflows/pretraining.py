@@ -9,9 +9,9 @@ from typing import Any
 
 from cluster.config import GangConfig
 from cluster.interface import TaskFailedError
-from trainers import checkpoint, history, licences, memory, pretrain
-from trainers.batches import micro_batch_size
+from trainers import checkpoint, licences
 from trainers.errors import OutOfMemoryError
+from trainers.pretrain_work import FACTS, PretrainExecution, PretrainWork, micro_batch_size
 from trainers.reporting import Reporter
 from workflows.artifacts import WORK, Attempt
 from workflows.execution import StageContext
@@ -99,7 +99,7 @@ def _train(context: StageContext, size: int) -> dict[str, Any]:
     spec, gang = context.spec(PretrainSpec), context.run.execution.pretrain
     attempt = context.attempt
     earlier = attempt.earlier(CHECKPOINTS)
-    work = pretrain.PretrainWork(
+    work = PretrainWork(
         model=spec.model,
         pretrain=spec.pretrain,
         base=context.run.base,
@@ -111,7 +111,7 @@ def _train(context: StageContext, size: int) -> dict[str, Any]:
         earlier_checkpoints=tuple(earlier),
         should_stop=context.should_stop,
     )
-    execution = pretrain.PretrainExecution(
+    execution = PretrainExecution(
         threads=gang.cpus,
         micro_batch_size=size,
         use_gpu=bool(gang.gpus),
@@ -127,16 +127,18 @@ def _train(context: StageContext, size: int) -> dict[str, Any]:
         on_report=context.progress,
     )
     exchange.collect(context.output)
-    found: dict[str, Any] = json.loads((context.output / history.FACTS).read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((context.output / FACTS).read_text(encoding="utf-8"))
     return found
 
 
 def _train_on_rank(
-    execution: pretrain.PretrainExecution,
-    work: pretrain.PretrainWork,
+    execution: PretrainExecution,
+    work: PretrainWork,
     share: checkpoint.Share | None,
     reporter: Reporter,
 ) -> None:
+    from trainers import memory, pretrain  # torch, which the step's own process does without
+
     with memory.exhaustion_told_apart():
         pretrain.run(work, execution, reporter, share)
 

@@ -16,16 +16,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
-    "data": ("workflows.stages:prepare_data",),
+    "data": ("workflows.data:run",),
     "corpus": ("workflows.corpora:run",),
-    "tokenizer": ("workflows.stages:build_tokenizer",),
-    "tokens": ("workflows.stages:pack_tokens",),
+    "tokenizer": ("workflows.tokenizing:build",),
+    "tokens": ("workflows.tokenizing:pack",),
     "pretrain": ("workflows.pretraining:run",),
-    "base": ("workflows.stages:take_base",),
+    "base": ("workflows.given:run",),
     "features": ("workflows.features:run", "workflows.trainings:execution_of"),
-    "probe": ("workflows.stages:probe_task", "workflows.trainings:execution_of"),
+    "probe": ("workflows.looks:look", "workflows.trainings:execution_of"),
     "branch": ("workflows.branch:take", "workflows.pretraining:CHECKPOINTS"),
-    "best_probe": ("workflows.branch:choose",),
+    "best_probe": ("workflows.looks:choose",),
     "tune": (
         "workflows.tuning:run",
         "workflows.final:finished",
@@ -75,7 +75,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.trainings:whole_model_worker",
     ),
     "report": (
-        "workflows.stages:write_report",
+        "workflows.summaries:report",
         "workflows.report",
         "workflows.report.page",
         "workflows.report.ancestry",
@@ -96,7 +96,7 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.family:as_it_came",
     ),
     "track": (
-        "workflows.stages:track",
+        "workflows.summaries:track",
         "workflows.curves",
         "workflows.tensorboard",
         "workflows.tracking",
@@ -105,7 +105,10 @@ STAGE_SOURCES: Mapping[str, tuple[str, ...]] = {
         "workflows.model_card:LINEAGE",
     ),
 }
-"""What computes each kind of step, as entries of `source_digest`; trainers are found from there."""
+"""What computes each kind of step, as entries of `source_digest`; trainers are found from there.
+
+The first is the function that is called, with the step's context.
+"""
 
 _TRAINERS = "trainers"
 _GLUE = {"workflows", "cluster"}

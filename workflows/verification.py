@@ -23,8 +23,9 @@ from rich.console import Console
 from cluster import capacity
 from cluster.config import GangConfig, RetryConfig
 from cluster.interface import Cluster, Metrics, Reporter, TaskFailedError
-from trainers import history, manifest
+from trainers import manifest
 from trainers.pretrain_config import PretrainConfig
+from trainers.pretrain_work import FACTS
 from workflows import pretraining
 from workflows.artifacts import Attempt
 from workflows.cache import cache_folder
@@ -173,7 +174,7 @@ class Verification:
             except TaskFailedError as error:
                 if halt is None or error.error_type != HaltedError.__name__:
                     raise
-        facts = json.loads((context.output / history.FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((context.output / FACTS).read_text(encoding="utf-8"))
         return {
             "samples": facts["samples"],
             "samples_digest": facts["samples_digest"],

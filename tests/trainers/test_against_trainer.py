@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from trainers import retraining, task_data
+from trainers.examples import Examples
 from trainers.retraining import SavedModel, Training
 from trainers.task_config import Hyperparameters, TaskConfig
 from trainers.task_inputs import TrialExecution
 from trainers.task_types import class_of
-from trainers.task_types.base import Examples
 
 ONE = TrialExecution(threads=1, use_gpu=False)
 

@@ -14,6 +14,7 @@ from worlds import trained_base
 
 from trainers import baselines, bases, pairs, task_data, task_model, tokenizer
 from trainers.errors import DataError
+from trainers.examples import Examples
 from trainers.finetune import FineTuning
 from trainers.metrics import of_spans, of_texts
 from trainers.predict import Predictor, tokenizer_of
@@ -22,7 +23,7 @@ from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
 from trainers.task_inputs import TrialExecution, task_inputs
 from trainers.task_types import class_of, type_of
 from trainers.task_types.answers import QuestionAnswering, Windows
-from trainers.task_types.base import Examples, collate
+from trainers.task_types.base import collate
 from trainers.task_types.generation import Generation
 
 ONE = TrialExecution(threads=1, use_gpu=False)

@@ -14,10 +14,11 @@ from conftest import WORDS, save_classifier
 from trainers import inference
 from trainers.config import SourceConfig
 from trainers.errors import DataError
+from trainers.examples import Examples
 from trainers.pieces import END, Shard, Span
 from trainers.predict import Predictor
 from trainers.task_config import TaskConfig
-from trainers.task_types.base import Examples, Prediction
+from trainers.task_types.base import Prediction
 
 LABELS = ("bad", "good")
 ROWS: list[dict[str, Any]] = [

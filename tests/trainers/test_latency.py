@@ -5,12 +5,13 @@ import pytest
 from conftest import save_classifier, write_classification
 
 from trainers import latency, task_data
+from trainers.examples import Examples
 from trainers.latency import TimedModel
 from trainers.predict import Predictor
 from trainers.task_config import TaskConfig
 from trainers.task_inputs import TrialExecution
 from trainers.task_types import class_of
-from trainers.task_types.base import Examples, Prediction
+from trainers.task_types.base import Prediction
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])

@@ -5,9 +5,9 @@ import pytest
 
 from trainers import metrics
 from trainers.baselines import evaluate
+from trainers.examples import Examples
 from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
 from trainers.task_types import TaskType, type_of
-from trainers.task_types.base import Examples
 
 TRUTH = [["B-per", "I-per", "O", "B-loc"], ["O", "B-loc"]]
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from trainers import task_data
 from trainers.cleaning import text_key
 from trainers.errors import DataError
+from trainers.examples import Examples
 from trainers.task_config import SplitConfig, TaskDataConfig
 from trainers.task_types import class_of
-from trainers.task_types.base import Examples
 
 ONE_LABEL = class_of("classification", multi_label=False)
 SEVERAL_LABELS = class_of("classification", multi_label=True)

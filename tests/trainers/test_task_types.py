@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from trainers import tokenizer
 from trainers.config import TokenizerConfig
 from trainers.errors import DataError
+from trainers.examples import Examples
 from trainers.segments import IGNORED_LABEL
 from trainers.task_config import SplitConfig, TaskConfig, TaskDataConfig
 from trainers.task_types import TaskType, type_of
-from trainers.task_types.base import Encoded, Examples, Prediction, collate
+from trainers.task_types.base import Encoded, Prediction, collate
 from trainers.task_types.words import Words, carriers_of
 
 DECODER, ENCODER = {"model_type": "llama"}, {"model_type": "bert", "type_vocab_size": 2}

@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 from reported import LABELS, ROWS
 
-from trainers.task_types.base import Examples, Prediction
+from trainers.examples import Examples
+from trainers.task_types.base import Prediction
 from workflows.report import mistakes
 from workflows.report.mistakes import MOST_LABELS, OTHERS, Confusion, Mistakes, confusion
 

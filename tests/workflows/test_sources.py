@@ -1,5 +1,6 @@
 import ast
 import importlib
+import inspect
 import json
 import re
 import shutil
@@ -11,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from workflows import sources
+from workflows import execution, sources
+from workflows.drafts import STAGE_VERSIONS
 from workflows.sources import STAGE_SOURCES, source_digest, stage_digest
-from workflows.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,10 +181,12 @@ def test_module_that_is_no_python_is_named(package: Path) -> None:
 
 
 def test_every_stage_has_its_sources_and_they_begin_with_it() -> None:
-    assert STAGE_SOURCES.keys() == STAGES.keys()
-    for kind, stage in STAGES.items():
-        assert STAGE_SOURCES[kind][0] == f"{stage.__module__}:{stage.__name__}"
-    assert len({stage_digest(kind) for kind in STAGES}) == len(STAGES)
+    assert STAGE_SOURCES.keys() == STAGE_VERSIONS.keys()
+    for kind, (first, *_) in STAGE_SOURCES.items():
+        stage = execution._stage(kind)
+        assert first == f"{stage.__module__}:{stage.__name__}"
+        assert list(inspect.signature(stage).parameters) == ["context"]
+    assert len({stage_digest(kind) for kind in STAGE_SOURCES}) == len(STAGE_SOURCES)
 
 
 def test_glue_that_stages_import_is_counted_or_left_out_for_a_reason() -> None:
@@ -202,25 +205,25 @@ def test_glue_that_stages_import_is_counted_or_left_out_for_a_reason() -> None:
     assert not counted & PLUMBING.keys()
 
 
-def test_what_a_stage_names_of_trainers_or_final_is_counted() -> None:
+@pytest.mark.parametrize("kind", STAGE_SOURCES)
+def test_what_a_stage_names_of_trainers_or_final_is_counted(kind: str) -> None:
     """The names are found by other means here: in the text of the function alone."""
-    tree = ast.parse((ROOT / "workflows" / "stages.py").read_text(encoding="utf-8"))
+    entries = STAGE_SOURCES[kind]
+    module, _, function = entries[0].partition(":")
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     trainers = {
         alias.name
-        for node in tree.body
+        for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module == "trainers"
         for alias in node.names
     }
-    assert trainers > {"corpus", "tokens"}
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    for entries in STAGE_SOURCES.values():
-        module, _, function = entries[0].partition(":")
-        if module == "workflows.stages":
-            text = ast.unparse(functions[function])
-            named = {f"trainers.{name}" for name in trainers if re.search(rf"\b{name}\.\w", text)}
-            assert named <= sources._code(entries[0]).imports
-            of_final = set(re.findall(r"\bfinal\.(\w+)", text))
-            assert {f"workflows.final:{name}" for name in of_final} <= set(entries)
+    (stage,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    text = ast.unparse(stage)
+    named = {f"trainers.{name}" for name in trainers if re.search(rf"\b{name}\.\w", text)}
+    assert named <= sources._code(entries[0]).imports
+    if module != "workflows.final":
+        of_final = set(re.findall(r"\bfinal\.(\w+)", text))
+        assert {f"workflows.final:{name}" for name in of_final} <= set(entries)
 
 
 DIGESTS = """
@@ -257,14 +260,14 @@ def digests(folder: Path) -> tuple[dict[str, str], set[str]]:
             {"final", "probe"},
         ),
         ("workflows/promotion.py", "gain.p > 1.0", "gain.p >= 1.0", {"promote", "promote_base"}),
-        ("workflows/stages.py", "len(built)", "len(built) + 1", {"tokenizer"}),
+        ("workflows/tokenizing.py", "len(built)", "len(built) + 1", {"tokenizer"}),
         (
             "workflows/pretraining.py",
             "micro_batch_size=size",
             "micro_batch_size=1",
             {"pretrain"},
         ),
-        ("workflows/stages.py", "import bases, ", "import order, bases, ", set()),
+        ("workflows/tokenizing.py", "import corpus, ", "import order, corpus, ", set()),
         ("cluster/trials.py", "\nimport", "\nimport random\nimport", {"tune"}),
         ("workflows/final.py", "reverse=True", "reverse=False", {"tune", "final", "report"}),
         ("workflows/journal.py", "\nimport", "\nimport random\nimport", set()),

@@ -13,7 +13,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from test_tracking import FIRST, SECOND, World, finish, free_port
 
-from workflows import stages, tensorboard
+from workflows import summaries, tensorboard
 from workflows.artifacts import output_name
 from workflows.execution import RunPaths, StageContext
 from workflows.pipeline import TrackSpec
@@ -135,7 +135,7 @@ def test_the_step_writes_them_where_asked_also_while_mlflow_is_down(
         records={record.name: record for record in world.records},
         spec=lambda kind: spec,
     )
-    facts = stages.track(cast("StageContext", given))
+    facts = summaries.track(cast("StageContext", given))
     assert "error" in facts
     folder = f"runs/{SECOND}/tensorboard"
     assert facts.get("tensorboard") == (local.url(folder) if is_asked else None)

@@ -22,7 +22,7 @@ from served_models import TASK, TEXTS, final, in_another_process, require_answer
 from typer.testing import CliRunner
 
 from trainers.config import Schema
-from workflows import mlmodel, stages, tracking
+from workflows import mlmodel, summaries, tracking
 from workflows.artifacts import Artifacts, output_name
 from workflows.cli import app
 from workflows.config import load_config
@@ -481,9 +481,9 @@ def test_a_server_that_is_down_costs_a_warning_that_names_the_way_out(
     context = cast("StageContext", asked)
     begun = time.monotonic()
     with caplog.at_level(logging.WARNING, "workflows"):
-        facts = stages.track(context)
+        facts = summaries.track(context)
     assert time.monotonic() - begun < 30
-    (warning,) = [one.getMessage() for one in caplog.records if one.name == "workflows.stages"]
+    (warning,) = [one.getMessage() for one in caplog.records if one.name == "workflows.summaries"]
     assert facts["error"] == warning
     assert f"pretune models sync --storage {here.where.root}" in warning
     assert "secret" not in f"{facts}"

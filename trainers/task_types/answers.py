@@ -13,11 +13,11 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from trainers import metrics
 from trainers.errors import DataError
+from trainers.examples import Examples
 from trainers.segments import Batch
 from trainers.task_config import TaskDataConfig
 from trainers.task_types.base import (
     Encoded,
-    Examples,
     Network,
     OnePass,
     Prediction,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainers import memory
 from trainers.errors import DataError, OutOfMemoryError
+from trainers.examples import Examples
 from trainers.segments import IGNORED_LABEL, Batch
 from trainers.task_config import TaskConfig, TaskDataConfig
 
@@ -23,21 +24,6 @@ Network = Mapping[str, Any]
 
 TOKENS_AT_ONCE = 1 << 14
 """Most tokens, padding included, that a model is asked about together; one row may have more."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Rows of one split."""
-
-    texts: list[Any]
-    """Strings, or lists of words."""
-    labels: list[Any]
-    """As the type's `label_of` gives them; empty where nobody knows them."""
-    pairs: list[str] | None = None
-    """Second texts, where the task compares two; questions, where it answers them."""
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
 
 class Shown(Protocol):

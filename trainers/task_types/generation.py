@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from trainers import metrics, pairs
 from trainers.errors import DataError
+from trainers.examples import Examples
 from trainers.segments import IGNORED_LABEL
 from trainers.task_config import TaskDataConfig
 from trainers.task_model import reads_left_to_right
 from trainers.task_types.base import (
     Encoded,
-    Examples,
     Network,
     Prediction,
     TaskType,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from trainers import predictions, task_data
+from trainers.pretrain_work import FACTS
 from workflows import family, history
 from workflows.artifacts import Artifacts, Finished
 from workflows.config import ConfigError
@@ -15,7 +16,7 @@ from workflows.steps import PROMOTING, SUMMARIES, StepRef
 from workflows.storage import Storage
 
 READ: Mapping[str, Sequence[str]] = {
-    "pretrain": (page.HISTORY,),
+    "pretrain": (FACTS,),
     "data": (task_data.LABELS, f"{task_data.TEST}.parquet"),
     "tune": (TRIALS,),
     "final": (RESULT, f"{MODEL}/{predictions.FILE}"),

@@ -7,7 +7,8 @@ from itertools import chain
 from typing import Any
 
 from trainers import metrics
-from trainers.task_types.base import Examples, Prediction
+from trainers.examples import Examples
+from trainers.task_types.base import Prediction
 from workflows.report.wording import cut, number
 
 MOST_LABELS = 12

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from trainers import predictions, task_data
+from trainers.pretrain_work import FACTS
 from workflows.artifacts import Finished
 from workflows.config import BASE
 from workflows.final import MODEL, RESULT, TRIALS, ranked
@@ -26,8 +27,6 @@ MOST_BYTES = 1_900_000
 """A page that would be larger tells less of each task."""
 
 _TEMPLATE = "page.html.j2"
-HISTORY = "pretraining.json"
-"""Beside a pretrained model: what its training told. Written by `trainers.pretrain`."""
 _MANY_DIMENSIONS = 12
 
 
@@ -163,9 +162,9 @@ def _data(corpus: Finished | None, tokens: Finished | None) -> list[tuple[str, A
 
 
 def _pretraining(step: Finished | None) -> dict[str, Any] | None:
-    if step is None or not (step.output / HISTORY).is_file():
+    if step is None or not (step.output / FACTS).is_file():
         return None  # an adopted checkpoint has no history
-    found = json.loads((step.output / HISTORY).read_text(encoding="utf-8"))
+    found = json.loads((step.output / FACTS).read_text(encoding="utf-8"))
     facts = step.record.facts
     return {
         "facts": facts,
