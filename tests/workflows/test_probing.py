@@ -13,6 +13,7 @@ from cluster.config import RetryConfig
 from cluster.interface import Outcome, Pending, TaskFailedError, WorkerLostError
 from cluster.local import Done, LocalCluster
 from trainers.branches import Branches, folder_of
+from trainers.errors import DataError
 from trainers.schedules import Leg
 from workflows import branch, runner
 from workflows.artifacts import WORK, Artifacts, Attempt
@@ -266,6 +267,18 @@ def test_a_branch_of_a_finished_pretraining_is_taken_from_its_output(
     assert pretraining.artifacts.commit(STEP, pretraining.attempt, {}, run="run") is not None
     assert branch.take(taking)["tokens"] == 100
     assert (taking.output / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_finished_pretraining_without_the_branch_is_told(
+    storage: Storage, taking: StageContext
+) -> None:
+    pretraining = Pretraining(storage)
+    (pretraining.attempt.output / "model.safetensors").write_bytes(b"adopted")
+    assert pretraining.artifacts.commit(STEP, pretraining.attempt, {}, run="run") is not None
+    record = pretraining.artifacts.find(STEP)
+    assert record is not None
+    with pytest.raises(DataError, match="has no branch of step 5: it was adopted"):
+        branch.take(replace(taking, records={"pretrain": record}))
 
 
 def test_of_equal_bases_the_one_that_has_read_the_most_is_taken() -> None:
