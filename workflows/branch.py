@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainers import branches
+from trainers.errors import DataError
 from workflows.artifacts import OUTPUT, WORK, attempts_folder
 from workflows.execution import StageContext
 from workflows.ledger import stem_of
@@ -22,6 +23,9 @@ def take(context: StageContext) -> Mapping[str, Any]:
     """The model of a branch, as soon as any attempt at pretraining has left it whole.
 
     It waits for that; whoever runs the pipeline ends it when pretraining has failed.
+
+    Raises:
+        DataError: pretraining has ended, and left none.
     """
     spec = context.spec(BranchSpec)
     while True:
@@ -32,6 +36,12 @@ def take(context: StageContext) -> Mapping[str, Any]:
                 (context.output / branches.PUBLISHED).unlink()
                 logger.info("took %s", place)
                 return {**facts, "tokens": spec.tokens}
+        if "pretrain" in context.records:
+            raise DataError(
+                f"the finished {context.step.inputs['pretrain'].name} has no branch of step "
+                f"{spec.start_step}: it was adopted, or made by an earlier version; compute it "
+                "anew with --force pretrain, or leave the section probe out"
+            )
         time.sleep(_LOOK_EVERY_S)
 
 

@@ -150,6 +150,10 @@ def test_workers_of_each_trial_are_told() -> None:
     assert describe(found) == "2 trainings x 4 workers with 1 CPU"
 
 
+WITH_OTHER_SECTIONS = {"base", "probe", "branch", "best_probe"}
+"""Kinds that the demo has not."""
+
+
 def test_every_step_of_the_demo_is_described() -> None:
     config = load_config(DEMO)
     nothing = OutsideData(
@@ -164,7 +168,7 @@ def test_every_step_of_the_demo_is_described() -> None:
     vocab_size = config.tokenizer.vocab_size
     steps = build_steps(config, nothing)
     found = {s.name: needs(s.kind, s.spec, config.cluster, vocab_size=vocab_size) for s in steps}
-    assert {step.kind for step in steps} == set(STAGE_VERSIONS) - {"base", "probe"}
+    assert {step.kind for step in steps} == set(STAGE_VERSIONS) - WITH_OTHER_SECTIONS
     assert found["sentiment.tune"] == {"trials": 8, "max_epochs": 4, "cpus": 1, "gpus": 0.0}
     assert {name: told for name in found if (told := describe(found[name]))} == {
         "tokens": "sequences of 64 tokens",

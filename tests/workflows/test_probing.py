@@ -13,8 +13,9 @@ from cluster.config import RetryConfig
 from cluster.interface import Outcome, Pending, TaskFailedError, WorkerLostError
 from cluster.local import Done, LocalCluster
 from trainers.branches import Branches, folder_of
+from trainers.errors import DataError
 from trainers.schedules import Leg
-from workflows import branch, runner
+from workflows import branch, looks, runner
 from workflows.artifacts import WORK, Artifacts, Attempt
 from workflows.config import ConfigError, load_config
 from workflows.execution import Computed, StageContext
@@ -268,10 +269,22 @@ def test_a_branch_of_a_finished_pretraining_is_taken_from_its_output(
     assert (taking.output / "model.safetensors").read_bytes() == b"weights"
 
 
+def test_a_finished_pretraining_without_the_branch_is_told(
+    storage: Storage, taking: StageContext
+) -> None:
+    pretraining = Pretraining(storage)
+    (pretraining.attempt.output / "model.safetensors").write_bytes(b"adopted")
+    assert pretraining.artifacts.commit(STEP, pretraining.attempt, {}, run="run") is not None
+    record = pretraining.artifacts.find(STEP)
+    assert record is not None
+    with pytest.raises(DataError, match="has no branch of step 5: it was adopted"):
+        branch.take(replace(taking, records={"pretrain": record}))
+
+
 def test_of_equal_bases_the_one_that_has_read_the_most_is_taken() -> None:
     scores = {"early": {"mse": 0.5}, "late": {"mse": 0.5}, "end": {"mse": 0.7}}
     tokens = {"early": 1, "late": 2, "end": 3}
-    assert branch.best_of("mse", scores, tokens) == "late"
+    assert looks.best_of("mse", scores, tokens) == "late"
     better = scores | {"early": {"mse": 0.4}}
-    assert branch.best_of("mse", better, tokens) == "early"
-    assert branch.best_of("accuracy", {n: {"accuracy": 1.0} for n in tokens}, tokens) == "end"
+    assert looks.best_of("mse", better, tokens) == "early"
+    assert looks.best_of("accuracy", {n: {"accuracy": 1.0} for n in tokens}, tokens) == "end"

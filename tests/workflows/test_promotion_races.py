@@ -13,8 +13,8 @@ from workflows.models import ChampionChangedError, ModelStore
 from workflows.storage import Storage
 
 NAME = "tiny.tone"
-PROCESSES, ROUNDS = 16, 20
-PATIENCE_S = 120.0
+PROCESSES, ROUNDS = 8, 20
+PATIENCE_S = 300.0
 
 
 def challenge(root: str, folder: Path, number: int, barrier: Barrier, wins: "Queue[int]") -> None:
