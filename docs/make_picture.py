@@ -1,6 +1,6 @@
 """Writes `docs/report.png`, the picture of a report: `python docs/make_picture.py REPORT.html`.
 
-Needs Chromium (`apt-get install chromium`). The picture in the documents is that of `make demo`.
+Needs Chromium (`apt-get install chromium`).
 """
 
 import shutil

@@ -211,7 +211,11 @@ def compare(
         for row in found.seconds
         if not row["same"]
     ]
-    for title, rows in (("configuration", found.config), ("scores", scores), ("time", changed)):
+    out.print("configuration:" if found.config else "configuration: no difference", style="bold")
+    for row in found.config:  # no table: keys and paths are long, and are to be read whole
+        line = f"{row['key']}: {row['a']} -> {row['b']}"
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for title, rows in (("scores", scores), ("time", changed)):
         out.print(f"{title}:" if rows else f"{title}: no difference", style="bold")
         if rows:
             out.print(table_of([_rounded(row) for row in rows]))

@@ -126,7 +126,8 @@ class Story:
             self.step(branch, "branch", "pretrain", facts=facts)
             look = {"head": {METRIC["classification"]: score}, "rows": 100}
             inputs = {"base": self.finished[branch].record.fingerprint}
-            self.step(f"{name}.probe-{tokens}", "probe", facts=look, inputs=inputs)
+            spec = {"task": {"metric": METRIC["classification"]}}
+            self.step(f"{name}.probe-{tokens}", "probe", facts=look, inputs=inputs, spec=spec)
 
     def task(self, name: str, kind: str, **more: Any) -> None:
         """Data, search, final training and verdict of a task."""

@@ -62,3 +62,14 @@ def test_the_report_shows_looks_and_what_more_would_bring(tmp_path: Path) -> Non
     assert "the second half of 9 trials brought +" in page
     assert "0.9 after" not in page
     assert f"{TRUE.at(TOKENS[0]):.4g} after 500,000 tokens" in page
+
+
+def test_looks_are_shown_while_pretraining_goes_on(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    story.step("tone.data", "data")
+    story.step("pretrain", "pretrain")
+    story.looks("tone", {tokens: TRUE.at(tokens) for tokens in TOKENS[:2]})
+    page = render(*story.told)
+    assert "While the base was pretrained" in page
+    assert "2 looks are too few for a law of its growth; 4 would do" in page
+    assert "It did not get far enough" not in page

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import curve_fit
 
+from trainers.task_config import Metric
 from workflows.ledger import Record
 
 LEAST_POINTS = 4
@@ -52,16 +53,25 @@ class Law:
         return self.at(2 * self.unit) - self.at(self.unit)
 
 
+def metric_of(task: str, records: Sequence[Record]) -> Metric | None:
+    """What a task is scored by, as its looks know it; None where there is none."""
+    looks = (record for record in records if _is_look(record, task))
+    return next((look.spec["task"]["metric"] for look in looks), None)
+
+
 def points(task: str, metric: str, records: Sequence[Record]) -> list[Point]:
     """The looks at a task, by tokens, out of a run's records."""
     by_fingerprint = {record.fingerprint: record for record in records}
     found = []
     for record in records:
         base = by_fingerprint.get(record.inputs.get("base", ""))
-        is_look = record.kind == "probe" and record.name.rpartition(".")[0] == task
-        if is_look and base is not None and "tokens" in base.facts:
+        if _is_look(record, task) and base is not None and "tokens" in base.facts:
             found.append(Point(int(base.facts["tokens"]), float(record.facts["head"][metric])))
     return sorted(found, key=lambda point: point.tokens)
+
+
+def _is_look(record: Record, task: str) -> bool:
+    return record.kind == "probe" and record.name.rpartition(".")[0] == task
 
 
 def law(looks: Sequence[Point]) -> Law | None:

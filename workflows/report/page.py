@@ -258,19 +258,15 @@ def _over_tokens(
     name: str, finished: Mapping[str, Finished], records: Sequence[Record]
 ) -> dict[str, Any]:
     """What the base was worth while it was pretrained; nothing where nobody looked."""
-    tune = finished.get(f"{name}.tune")
-    nothing = {"over_tokens": None, "over_tokens_chart": None, "chosen_base": None}
-    if tune is None:
-        return nothing
-    metric, sign = (spec := tune.record.spec["task"])["metric"], searched.sign_of(spec["metric"])
-    looks = growth.points(name, metric, records)
-    if not looks:
-        return nothing
-    trials = json.loads((tune.output / TRIALS).read_text(encoding="utf-8"))
+    metric = growth.metric_of(name, records)
+    looks = growth.points(name, metric, records) if metric else []
+    if metric is None or not looks:
+        return {"over_tokens": None, "over_tokens_chart": None, "chosen_base": None}
+    tune, base = finished.get(f"{name}.tune"), finished.get(f"{name}.base")
+    trials = json.loads((tune.output / TRIALS).read_text(encoding="utf-8")) if tune else []
     scores = [searched.score(trial, metric) for trial in searched.scored(trials, metric)]
-    base = finished.get(f"{name}.base")
     return {
-        "over_tokens": growth.told(looks, scores, metric, sign),
+        "over_tokens": growth.told(looks, scores, metric, searched.sign_of(metric)),
         "over_tokens_chart": charts.over_tokens(name, metric, looks, growth.law(looks)),
         "chosen_base": base.record.facts if base else None,
     }
