@@ -24,6 +24,7 @@ from workflows.console import (
     CONTACT_LOST,
     STORAGE,
     AsJson,
+    Quiet,
     StorageOption,
     err,
     out,
@@ -58,6 +59,7 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Follow it to its end, with the exit codes of submit.")
     ] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Show how far a run is, from the storage alone; of a submitted one, what its cluster says.
@@ -67,7 +69,7 @@ def status(
     paths, remote = _found(run_id, storage, address, token_file)
     if watch:
         console = Console(stderr=True) if as_json else out
-        raise typer.Exit(_watch(paths, remote, console, address))
+        raise typer.Exit(_watch(paths, remote, console, address, quiet))
     said = _asked(remote)
     view = history.view(paths)
     if said is None and not view.steps and view.last_event_at is None:
@@ -306,14 +308,17 @@ def _wait_for_the_end(paths: RunPaths) -> None:
         time.sleep(_POLL_S)
 
 
-def _watch(paths: RunPaths, remote: RemoteRun | None, console: Console, address: str | None) -> int:
+def _watch(
+    paths: RunPaths, remote: RemoteRun | None, console: Console, address: str | None, quiet: bool
+) -> int:
     where = f" --address {address}" if address else ""
     how = f"pretune status {paths.run_id} --watch --storage {paths.storage.root}{where}"
     if remote is not None:
         seen = paths if submission.visible(paths.storage.root) else None
-        return follow_or_leave(Follower(remote, seen, console), how)
+        return follow_or_leave(Follower(remote, seen, console, is_quiet=quiet), how)
     found = history.head(paths.storage, paths.run_id)
-    with live_view(console, paths, found.steps if found else ()) as live:
+    shown = Console(quiet=True) if quiet else console
+    with live_view(shown, paths, found.steps if found else ()) as live:
         while live.view.outcome is None:
             with contextlib.suppress(StorageError):  # it is looked at again
                 live.tick()

@@ -16,6 +16,7 @@ from workflows.console import (
     CONTACT_LOST,
     AsJson,
     Overrides,
+    Quiet,
     err,
     out,
     print_json,
@@ -99,6 +100,7 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")
     ] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline on a Ray cluster that is there, or on one that KubeRay makes for it.
@@ -126,7 +128,8 @@ def submit(
     if wait:
         place = f" --storage {sent.storage}" if sent.storage else ""
         how = f"pretune status {sent.run_id} --watch --address {sent.address}{place}"
-        code = follow_or_leave(Follower(sent.remote, paths, console, pending_timeout), how)
+        follower = Follower(sent.remote, paths, console, pending_timeout, quiet)
+        code = follow_or_leave(follower, how)
         if code and not sent.is_new:
             console.print("it was there before; another --run-id goes on with what is finished")
     if as_json:

@@ -51,6 +51,8 @@ class Follower:
     """None where the storage is not seen from here."""
     console: Console
     pending_timeout_s: float = float("inf")
+    is_quiet: bool = False
+    """Shows how it ended, and the driver's log only of a run that failed."""
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _shown: str = ""
@@ -127,11 +129,12 @@ class Follower:
             found = history.head(self.paths.storage, self.paths.run_id)
             if found is None:
                 return
-            self._live = live_view(self.console, self.paths, found.steps)
+            console = Console(quiet=True) if self.is_quiet else self.console
+            self._live = live_view(console, self.paths, found.steps)
             self._live.__enter__()
         if self._live is not None:
             self._live.tick()
-        elif self.clock() - self._log_at > _LOG_EVERY_S:
+        elif not self.is_quiet and self.clock() - self._log_at > _LOG_EVERY_S:
             self._show_log()
 
     def _show_log(self) -> bool:
@@ -159,7 +162,8 @@ class Follower:
     def _end(self, status: RemoteStatus) -> int:
         code = exit_code(status)
         if self._live is None:
-            self._show_rest_of_log()
+            if code or not self.is_quiet:
+                self._show_rest_of_log()
         else:
             with contextlib.suppress(StorageError):  # how it ended is known
                 self._live.__exit__()
@@ -197,7 +201,7 @@ class Follower:
 
     def _tell(self, line: str) -> None:
         """Once, until there is something else to tell."""
-        if line != self._told:
+        if line != self._told and not self.is_quiet:
             self._print(line)
         self._told = line
 

@@ -65,6 +65,7 @@ class Asked:
     wait: bool
     pending_timeout: float
     dry_run: bool
+    quiet: bool
     as_json: bool
 
     @property

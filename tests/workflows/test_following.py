@@ -191,6 +191,16 @@ def test_the_view_is_drawn_from_the_journal_and_the_log_is_not_repeated(tmp_path
     assert lines[2:] == ["1 steps done", "report: /x"]
 
 
+def test_quietly_only_the_end_is_told(tmp_path: Path) -> None:
+    paths = run_in(tmp_path, outcome="succeeded")
+    answers = [PENDING, RUNNING, SILENT, RUNNING, DONE]
+    assert follow(Scripted(answers), paths, is_quiet=True) == (0, "1 steps done\nreport: /x\n")
+    assert follow(Scripted(answers, ["from the log\n"]), is_quiet=True) == (0, "")
+    failed = RemoteStatus(RemoteState.FAILED, "its command ended with exit code 1", 1)
+    code, told = follow(Scripted([RUNNING, failed], ["the cause\n"]), is_quiet=True)
+    assert (code, told) == (1, "the cause\nfailed: its command ended with exit code 1\n")
+
+
 def test_a_driver_that_died_before_it_said_anything_shows_its_log(tmp_path: Path) -> None:
     paths = RunPaths(Storage.at(tmp_path), "nightly")
     failed = RemoteStatus(RemoteState.FAILED, "its command ended with exit code 2", 2)
