@@ -146,7 +146,9 @@ def stop(
         paths.ask_to_stop()
     elif remote is None:
         raise usage_error(f"{paths.run_id} has not begun; give the --address it was submitted to")
-    out.print(f"asked {paths.run_id} to end", highlight=False)
+    ended = history.view(paths, of_driver=True).outcome
+    told = f"{paths.run_id} had {ended}" if ended else f"asked {paths.run_id} to end"
+    out.print(told, highlight=False)
     if remote is not None and (remote.forgotten is not None or not has_begun):
         if has_begun:
             _wait_for_the_end(paths)  # its cluster, which is its own, holds what it saves

@@ -1,12 +1,12 @@
-"""What a user's files hold, by their first rows: for a first pipeline about them."""
+"""What a user's files hold, by some of their rows: for a first pipeline about them."""
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainers import documents, files, pieces
 from trainers.config import SourceConfig, format_of
@@ -14,7 +14,9 @@ from trainers.errors import DataError
 from trainers.task_config import SplitConfig, TaskDataConfig
 
 LOOKED_AT = 5_000
-"""Rows, and documents, that are read of a file."""
+"""Rows of a task at most, and first documents of a corpus."""
+_READ = 200_000
+"""Rows of a task at most, of which those are chosen."""
 
 _TEXTS = ("text", "sentence", "content", "body", "document", "tweet", "review", "context")
 _LABELS = (
@@ -24,6 +26,7 @@ _LABELS = (
 _PAIRS = ("text_pair", "sentence2", "text2", "second", "hypothesis", "question", "question2")
 _CONLL = {".conll", ".bio", ".iob", ".tsv"}
 _MOST_CLASSES = 200
+_Row = TypeVar("_Row")
 _WORDS_OF_PROSE = 4.0
 
 
@@ -46,18 +49,15 @@ class TaskLook:
     type: str
     multi_label: bool = False
     rows: int = 0
-    """That were looked at; all of them where they are fewer than `LOOKED_AT`."""
+    """That were looked at."""
+    of_rows: int = 0
+    """That the file has; if it has more than `_READ`, so many."""
     labels: Mapping[str, int] = field(default_factory=dict)
     """How often each was seen, of types whose labels are names."""
     words: tuple[int, ...] = ()
     """Of the texts, ascending."""
     answer_words: tuple[int, ...] = ()
     """Of answers, ascending."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all rows were looked at."""
-        return self.rows < LOOKED_AT
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ def look_at_task(path: str, base: Path, columns: Columns) -> TaskLook:
         raise DataError(f"{path}: expected a csv, jsonl, parquet or conll file")
     if kind == "conll":
         return _of_words(path, place)
-    rows = list(itertools.islice(_rows(place, kind), LOOKED_AT))
+    rows, read = _spread(_rows(place, kind))
     if not rows:
         raise DataError(f"{path}: there are no rows")
     found = _columns(path, rows, columns)
-    return _task(path, kind, rows, found)
+    return replace(_task(path, kind, rows, found), of_rows=read)
 
 
 def look_at_corpus(path: str, base: Path, text: str | None) -> CorpusLook:
@@ -143,14 +143,28 @@ def _rows(place: str, kind: str) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
+def _spread(rows: Iterable[_Row]) -> tuple[list[_Row], int]:
+    """Rows at equal distances, since files are sorted by label, and how many there are."""
+    kept: list[_Row] = []
+    every, read = 1, 0
+    for row in itertools.islice(rows, _READ):
+        if read % every == 0:
+            kept.append(row)
+        read += 1
+        if len(kept) > LOOKED_AT:
+            kept, every = kept[::2], 2 * every
+    return kept, read
+
+
 def _of_words(path: str, place: str) -> TaskLook:
     split = SplitConfig(test=0.2, validation=0.1)
     data = TaskDataConfig(path=place, format="conll", split=split)
-    rows = list(itertools.islice(documents.rows(data, place), LOOKED_AT))
+    rows, read = _spread(documents.rows(data, place))
     counts = Counter(str(label) for row in rows for label in row["label"])
     words = tuple(sorted(len(row["text"]) for row in rows))
     kind = "token_classification"
-    return TaskLook(path, "conll", Columns(), kind, rows=len(rows), labels=counts, words=words)
+    look = TaskLook(path, "conll", Columns(), kind, rows=len(rows), of_rows=read)
+    return replace(look, labels=counts, words=words)
 
 
 def _columns(path: str, rows: Sequence[Mapping[str, Any]], named: Columns) -> Columns:
@@ -256,14 +270,7 @@ def _with(
     answers: Sequence[str] = (),
     multi_label: bool = False,
 ) -> TaskLook:
-    return TaskLook(
-        look.path,
-        look.format,
-        look.columns,
-        kind,
-        multi_label=multi_label,
-        rows=look.rows,
-        labels=counts or {},
-        words=look.words,
-        answer_words=tuple(sorted(len(answer.split()) for answer in answers)),
+    words = tuple(sorted(len(answer.split()) for answer in answers))
+    return replace(
+        look, type=kind, multi_label=multi_label, labels=counts or {}, answer_words=words
     )

@@ -218,7 +218,7 @@ def _task(name: str, look: TaskLook, parameters: int) -> list[str]:
         if column is not None and column != usual:
             data.append(f"{key}: {_quoted(column)}")
     stratify = ""
-    if look.type == "classification" and not look.multi_label and look.rows < _FEW_ROWS:
+    if look.type == "classification" and not look.multi_label and look.of_rows < _FEW_ROWS:
         stratify = ", stratify: true"
     length, answers = _lengths(look)
     return [
@@ -276,11 +276,14 @@ def _space(look: TaskLook, parameters: int) -> list[str]:
         f"  {method}: {{learning_rate: {{loguniform: [{least:.1e}, {most:.1e}]}}}}"
         for method, (least, most) in methods.items()
     ]
-    return [*lines, f"epochs: {4 if look.rows < 20_000 else 2}"]
+    return [*lines, f"epochs: {4 if look.of_rows < 20_000 else 2}"]
 
 
 def _seen(look: TaskLook) -> str:
-    rows = f"{look.rows:,} rows" if look.is_whole else f"of the first {look.rows:,} rows"
+    is_whole = look.rows == look.of_rows
+    rows = (
+        f"{look.rows:,} rows" if is_whole else f"looked at {look.rows:,} of {look.of_rows:,} rows"
+    )
     words = f"half have {quantile(look.words, 0.5)} words or fewer"
     names = sorted(look.labels, key=look.labels.__getitem__, reverse=True)
     labels = ", ".join(f"{one} {look.labels[one]:,}" for one in names[:6])

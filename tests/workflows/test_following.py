@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from cluster.remote import ContactError, RefusedError, RemoteState, RemoteStatus
+from workflows.cli import app
 from workflows.execution import RunPaths
 from workflows.following import Follower, exit_code
 from workflows.journal import DRIVER, Journal
@@ -234,3 +236,16 @@ def test_another_storage_of_the_same_name_hides_nothing(tmp_path: Path) -> None:
     code, told = follow(remote, paths)
     assert code == 0
     assert told.count("line") == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [(None, "asked nightly to end"), ("succeeded", "nightly had succeeded")],
+)
+def test_who_stops_a_run_is_told_if_it_had_ended(
+    tmp_path: Path, outcome: str | None, told: str
+) -> None:
+    paths = run_in(tmp_path, outcome=outcome)
+    answer = CliRunner().invoke(app, ["stop", "--storage", str(tmp_path)])
+    assert (answer.exit_code, answer.output) == (0, f"{told}\n")
+    assert paths.was_asked_to_stop

@@ -124,6 +124,16 @@ def test_what_rows_are_is_read_off_them(
     assert found == expected
 
 
+def test_rows_sorted_by_label_are_seen_to_their_end() -> None:
+    rows = [{"text": f"text {n}", "label": "ab"[n // 15_000]} for n in range(30_000)]
+    write_csv("rows.csv", rows)
+    task = made("--task", "rows.csv").tasks["rows"]
+    assert (task.type, task.metric) == ("classification", "accuracy")
+    seen = Path("pipeline.yaml").read_text(encoding="utf-8")
+    assert "looked at 3,750 of 30,000 rows" in seen
+    assert "labels: a 1,875, b 1,875" in seen
+
+
 def test_a_given_base_is_tuned_alone(tmp_path: Path) -> None:
     write_classification(tmp_path / "tone.csv")
     base = tmp_path / "base"
