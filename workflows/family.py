@@ -80,7 +80,7 @@ class Family:
         found: dict[str, Mapping[str, Any]] = {}
         for step, member in judged.items():
             if member.promotion is not None and adjusted[step] <= member.level:
-                among = f"; {adjusted[step]:.3g} among {len(self.steps)} models of the pipeline"
+                among = f"; p {adjusted[step]:.3g} among {len(self.steps)} models of the pipeline"
                 reason = member.promotion["reason"] + (among if len(self.steps) > 1 else "")
                 found[step] = {**member.promotion, "reason": reason}
         return found

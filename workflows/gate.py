@@ -62,7 +62,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
 def _among(family: Family, step: str) -> str:
     """Why a model that is proved by itself waits for others."""
     return (
-        f"; {family.adjusted()[step]:.3g} among {len(family.steps)} models of the pipeline, of "
+        f"; p {family.adjusted()[step]:.3g} among {len(family.steps)} models of the pipeline, of "
         f"which {len(family.judged())} are judged"
     )
 

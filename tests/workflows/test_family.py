@@ -130,7 +130,7 @@ def test_what_earlier_runs_judged_counts_as_if_one_run_had_judged_all(world: Wor
     of.settle(run="next", own="b.promote")
     assert world.champions == {"b"}
     (entry,) = world.store.log("t.b")
-    assert entry["reason"] == "better; 0.04 among 2 models of the pipeline"
+    assert entry["reason"] == "better; p 0.04 among 2 models of the pipeline"
 
 
 def test_a_model_that_waits_is_promoted_by_whichever_run_proves_it(world: World) -> None:

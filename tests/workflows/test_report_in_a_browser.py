@@ -3,12 +3,14 @@
 import html
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.image import imread
 from reported import RUN, Story, search
 
 from workflows.report.page import render
@@ -105,3 +107,19 @@ def test_what_is_too_wide_is_noticed(page: str, tmp_path: Path) -> None:
     seen = laid_out(wide, tmp_path)
     assert seen["telephone"]["needed"] > seen["telephone"]["width"]
     assert seen["desk"]["needed"] == seen["desk"]["width"]
+
+
+def test_the_picture_shows_the_summary_and_a_task(page: str, tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed here")
+    make_picture = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "make_picture.py"))
+    report = tmp_path / "report.html"
+    report.write_text(page, encoding="utf-8")
+    ink = {}
+    for task in ("tone", "nosuch"):
+        picture = tmp_path / f"{task}.png"
+        make_picture["take"](report, task, picture)
+        pixels = imread(picture)
+        assert pixels.shape[:2] == (make_picture["HEIGHT"], make_picture["WIDTH"])
+        ink[task] = (pixels[..., :3].min(axis=2) < 0.5).any(axis=1).sum()
+    assert ink["tone"] > 2 * ink["nosuch"] > 0
