@@ -11,6 +11,7 @@ from ray._raylet import (  # type: ignore[attr-defined]
 )
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.core.generated.gcs_pb2 import ActorTableData, GcsNodeInfo
+from ray.exceptions import AuthenticationError
 from ray.util import get_node_ip_address
 
 from cluster.interface import UnreachableError
@@ -29,21 +30,29 @@ class Leaving:
         """Look up the node of this machine, or the one whose id begins with `node`.
 
         Raises:
-            UnreachableError: no Ray answers at `address` (host:port of the head's GCS), or not just
-                one node of it is meant.
+            UnreachableError: no Ray answers at `address` (host:port of the head's GCS), it refuses
+                the token, or not just one node of it is meant.
         """
         check_reachable(address)
+        try:
+            alive = self._connect(address)
+        except AuthenticationError:
+            refused = f"the Ray at {address} refuses the token; set RAY_AUTH_TOKEN to its own"
+            raise UnreachableError(refused) from None
+        meant = [one for one in alive if _is_here(one)] if node is None else alive
+        self.node = _the_only([one.node_id.hex() for one in meant], node or "")
+
+    def _connect(self, address: str) -> list[GcsNodeInfo]:
+        """The nodes that are alive."""
+        self._client = GcsClient(address=address)
+        nodes = self._client.get_all_node_info(timeout=_REQUEST_S).values()
         options = GcsClientOptions.create(
             address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=True
         )
         self._state = GlobalStateAccessor(options)
         if not self._state.connect():
             raise UnreachableError(f"the Ray at {address} does not answer")
-        self._client = GcsClient(address=address)
-        nodes = self._client.get_all_node_info(timeout=_REQUEST_S).values()
-        alive = [one for one in nodes if one.state == GcsNodeInfo.ALIVE]
-        meant = [one for one in alive if _is_here(one)] if node is None else alive
-        self.node = _the_only([one.node_id.hex() for one in meant], node or "")
+        return [one for one in nodes if one.state == GcsNodeInfo.ALIVE]
 
     def announce(self, within_s: float) -> None:
         """Nothing new is begun on the node, and who trains there is told when it goes."""

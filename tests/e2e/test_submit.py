@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import write_pipeline
-from nodes import URL, Nodes, with_token
+from nodes import ADDRESS, URL, Nodes, with_token
 from processes import PRETUNE, pretune, wait_for
 from test_survival import model_digests, reproducible_pipeline
 
@@ -104,6 +104,13 @@ def test_tokens_that_are_missing_or_wrong_are_told(place: Place) -> None:
     assert answer.returncode == 0
     assert json.loads(answer.stdout)["entrypoint"].startswith("pretune run pipeline.yaml --run-id=")
     assert run_ids(place.storage) == []
+    for token, told in (("another", "refuses the token"), (TOKEN, "0 nodes with an id")):
+        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        where = ("--address", ADDRESS, "--node", "nosuch")
+        answer = place.call("drain", *where, token=None, **environment)
+        assert answer.returncode == 2
+        assert told in answer.stderr
+        assert "Traceback" not in answer.stderr
 
 
 def test_what_no_node_can_take_is_withdrawn_in_time(place: Place) -> None:
