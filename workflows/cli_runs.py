@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 import typer
@@ -336,11 +336,11 @@ def _watch(
 
 
 def _logs(paths: RunPaths) -> dict[str, list[str]]:
-    """Names of the logs by step: its own, and those of its workers, `STEP.*.log`."""
+    """Names of the logs by step: its own, and those of its workers, `[NODE/]STEP.*.log`."""
     head = history.head(paths.storage, paths.run_id)
     names = sorted(paths.storage.find(paths.logs))
     found = {
-        step: [name for name in names if name.startswith(f"{step}.")]
+        step: [name for name in names if PurePath(name).name.startswith(f"{step}.")]
         for step in (head.steps if head else ())
     }
     return {step: logs for step, logs in found.items() if logs}

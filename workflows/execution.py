@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from cluster.config import ClusterConfig
 from cluster.interface import Cluster, Metrics
 from trainers.config import Schema
-from workflows import failpoints, sources, storage
+from workflows import failpoints, kept_logs, sources, storage
 from workflows.artifacts import Artifacts, Attempt, output_name
 from workflows.cache import cache_folder
 from workflows.exchange import Exchange
@@ -88,7 +88,7 @@ class RunPaths:
         return Family(self.storage, f"{self.directory}/family", steps)
 
     def log(self, step: str) -> Path:
-        """What a step prints and logs; for an object store on the step's node, then uploaded."""
+        """What a step prints and logs; for an object store on the step's node, then kept."""
         if self.storage.is_local:
             return self.storage.path(f"{self.logs}/{step}.log")
         return cache_folder() / self.directory / step / f"{step}.log"
@@ -102,10 +102,10 @@ class RunPaths:
         """Where a person finds what a step printed."""
         return self.storage.url(f"{self.logs}/{step}.log")
 
-    def keep_log(self, step: str) -> None:
-        """Copy what a step has logged on this node to an object store."""
-        if not self.storage.is_local and self.log(step).parent.is_dir():
-            self.storage.upload(self.log(step).parent, self.logs)
+    def keep_logs(self, step: str, cluster: Cluster) -> None:
+        """Copy what a step's processes have logged to an object store."""
+        if not self.storage.is_local:
+            kept_logs.keep(self.storage, f"{self.directory}/{step}", self.logs, cluster)
 
 
 def tracking_uri(where: Storage) -> str:
@@ -318,7 +318,7 @@ def run_step(assignment: Assignment, run: RunContext) -> Computed | Busy:
             raise StorageError(storage.explain(error, str(place))) from error
         raise
     finally:
-        run.paths.keep_log(step.name)
+        run.paths.keep_logs(step.name, run.cluster)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import time
 from functools import cache
@@ -239,6 +240,9 @@ def test_nodes_that_share_nothing_but_an_object_store_train_together(
     (pretrain,) = (step for step in steps_of(remote) if step.name == "pretrain")
     (record,) = committed(remote, pretrain)
     assert (record.facts["optimizer_step"], record.facts["samples"]) == (300, 1200)
+    told = pretune("logs", run, "pretrain", "--storage", remote.root, folder=tmp_path).stderr
+    logs = re.findall(r"==> (?:.*/)?(\S+)", told)
+    assert {"pretrain.log", "pretrain.rank0.log", "pretrain.rank1.log"} <= set(logs)
     # Both nodes worked: each has fetched what it read.
     assert all(any((tmp_path / name / "fetched").iterdir()) for name in ("first", "second"))
     (record,) = [
