@@ -1,7 +1,6 @@
 """Trials that several processes train together: each a gang, which one process drives."""
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import ray
 from cluster import folders
 from cluster.config import GangConfig
 from cluster.interface import TaskFailedError, Trial
+from cluster.logs import of_this_process
 from cluster.standing_gang import StandingGang, is_out_of_memory
 
 _POINTER = "gang.json"
@@ -58,7 +58,7 @@ class GangTrial:
         """
         self._make = partial(_TrialOfRank, factory, shared)
         self._gang_config, self._directory = gang, directory
-        self._log = log.with_suffix(f".slot{os.getpid()}.log")
+        self._log = of_this_process(log)
         self._gang: StandingGang | None = None
         self._saved: list[str] = []
         self.is_finished = False

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.cache import cache_folder
 from cluster.config import GangConfig, WorkerConfig
 from cluster.interface import (
     Capacity,
@@ -73,6 +74,7 @@ class LocalCluster:
         worker: WorkerConfig | None = None,
     ) -> Pending:
         """Run it now."""
+        log = cache_folder() / log
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
             return Done(Outcome(value=function(*args)))

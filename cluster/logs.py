@@ -3,13 +3,21 @@
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster.cache import cache_folder
+
 _TRIAL_MARK = "==> trial "
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def of_this_process(log: Path) -> Path:
+    """The log of a slot, beside that of its step; other nodes have processes of this number."""
+    return log.with_suffix(f".slot-{socket.gethostname()}-{os.getpid()}.log")
 
 
 def mark_trial(trial: str) -> None:
@@ -27,7 +35,11 @@ def parts_of_trial(log: str, trial: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def redirected(log: Path) -> Iterator[None]:
-    """Append this process's output (Python's and C's) to `log` while the block runs."""
+    """Append this process's output (Python's and C's) to `log` while the block runs.
+
+    A relative path is below this node's cache folder.
+    """
+    log = cache_folder() / log
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 import traceback
 from abc import abstractmethod
@@ -15,7 +14,7 @@ from ray import tune
 from cluster import stages
 from cluster.gang_trials import GangTrial
 from cluster.interface import Metrics, TaskFailedError, Trial, WorkerLostError
-from cluster.logs import mark_trial, redirected
+from cluster.logs import mark_trial, of_this_process, redirected
 from cluster.results import ERROR, FINISHED, POINT, SCORE, WORST_SCORE
 from cluster.stages import Course, Stages
 
@@ -41,7 +40,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     ) -> None:
         """Make the process ready: imports, weights and data, once for all configurations."""
         self._metric, self._sign = metric, sign
-        self._log = log.with_suffix(f".slot{os.getpid()}.log")
+        self._log = of_this_process(log)
         self._failure: str | None = None
         self._is_named = False
         self._settle(**settings)

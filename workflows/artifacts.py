@@ -12,9 +12,9 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
+from cluster.cache import cache_folder
 from trainers import manifest
 from workflows import failpoints
-from workflows.cache import cache_folder
 from workflows.leases import Owner
 from workflows.ledger import Claim, Ledger, Position, Record, Release, stem_of
 from workflows.steps import Identified, Step, plain

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from workflows.cache import cache_folder
+from cluster.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 

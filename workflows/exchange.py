@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.cache import cache_folder
 from trainers.checkpoint import Share
 from trainers.reporting import Reporter
 from workflows.artifacts import OUTPUT, WORK
-from workflows.cache import cache_folder
 from workflows.storage import Storage
 
 Item = TypeVar("Item")

@@ -15,12 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.cache import cache_folder
 from cluster.config import ClusterConfig
 from cluster.interface import Cluster, Metrics
 from trainers.config import Schema
 from workflows import failpoints, kept_logs, sources, storage
 from workflows.artifacts import Artifacts, Attempt, output_name
-from workflows.cache import cache_folder
 from workflows.exchange import Exchange
 from workflows.family import Family
 from workflows.journal import DRIVER, Journal, Tail
@@ -88,10 +88,10 @@ class RunPaths:
         return Family(self.storage, f"{self.directory}/family", steps)
 
     def log(self, step: str) -> Path:
-        """What a step prints and logs; for an object store on the step's node, then kept."""
+        """What a step prints and logs; for an object store in the cache of its node, then kept."""
         if self.storage.is_local:
             return self.storage.path(f"{self.logs}/{step}.log")
-        return cache_folder() / self.directory / step / f"{step}.log"
+        return Path(self.directory, step, f"{step}.log")
 
     @property
     def logs(self) -> str:

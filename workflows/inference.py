@@ -14,6 +14,7 @@ from typing import IO, Any
 import fsspec
 
 from cluster import capacity
+from cluster.cache import cache_folder
 from cluster.capacity import CapacityError
 from cluster.config import WorkerConfig
 from cluster.interface import Cluster
@@ -24,7 +25,6 @@ from trainers.pieces import END, Shard, Span
 from trainers.predict import Predictor
 from trainers.task_config import TaskConfig
 from workflows import outside, storage, visibility
-from workflows.cache import cache_folder
 from workflows.execution import without_secrets
 from workflows.models import ModelStore, ModelStoreError, Version
 from workflows.storage import AlreadyExistsError, Storage, StorageError, is_partial

@@ -7,8 +7,8 @@ import logging
 import socket
 from pathlib import Path
 
+from cluster.cache import cache_folder
 from cluster.interface import Cluster
-from workflows.cache import cache_folder
 from workflows.storage import Storage
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit
 
 from cluster import tokens
-from workflows.cache import cache_folder
+from cluster.cache import cache_folder
 
 _FILE = "clusters"
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import fsspec
 
+from cluster.cache import cache_folder
 from trainers import manifest
 from workflows import failpoints
-from workflows.cache import cache_folder
 
 PROTOCOLS = {"s3": "s3", "gs": "gcs", "abfs": "azure"}
 """Object stores by URL scheme, with the extra that installs their client."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.cache import cache_folder
 from trainers import manifest
-from workflows.cache import cache_folder
 from workflows.storage import Storage, key_of
 
 

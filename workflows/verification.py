@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from cluster import capacity
+from cluster.cache import cache_folder
 from cluster.config import GangConfig, RetryConfig
 from cluster.interface import Cluster, Metrics, Reporter, TaskFailedError
 from trainers import manifest
@@ -28,7 +29,6 @@ from trainers.pretrain_config import PretrainConfig
 from trainers.pretrain_work import FACTS
 from workflows import pretraining
 from workflows.artifacts import Attempt
-from workflows.cache import cache_folder
 from workflows.config import ConfigError, PipelineConfig
 from workflows.execution import StageContext
 from workflows.ledger import Position

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from cluster.logs import mark_trial, parts_of_trial, redirected
 
 
@@ -19,3 +21,12 @@ def test_what_each_trial_of_a_process_printed_is_found_by_its_name(tmp_path: Pat
     assert list(parts_of_trial(text, "ab")) == ["==> trial"]
     assert list(parts_of_trial(text, "b")) == []
     assert "imports" in text
+
+
+def test_a_relative_log_is_in_the_cache_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path))
+    with redirected(Path("runs/nightly/pretrain.log")):
+        os.write(1, b"of this node\n")
+    assert (tmp_path / "runs" / "nightly" / "pretrain.log").read_text() == "of this node\n"

@@ -120,7 +120,7 @@ def test_a_trials_log_is_found_by_its_name(finished: Run) -> None:
         trial, *_ = json.loads(table.read_text())
         answer = pretune("logs", run.name, trial["trial_id"], *told, folder=finished.folder)
         assert answer.returncode == 0, answer.stderr
-        assert re.match(r"==> (tone|places)\.tune\.slot\d+\.log\n", answer.stderr)
+        assert re.match(r"==> (tone|places)\.tune\.slot-\S+-\d+\.log\n", answer.stderr)
     unknown = pretune("logs", run.name, "none", *told, folder=finished.folder)
     assert unknown.returncode == 2
     assert "no log of 'none'" in unknown.stderr

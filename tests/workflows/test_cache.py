@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from workflows.cache import cache_folder
+from cluster.cache import cache_folder
 
 HOME = Path("/home/somebody")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workflows.cache import cache_folder
+from cluster.cache import cache_folder
 from workflows.storage import Storage
 from workflows.streams import DamagedFileError, Stream
 
