@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 PICTURE = Path(__file__).with_name("report.png")
-WIDTH, HEIGHT = 1000, 1500
+WIDTH, HEIGHT = 1000, 1480
 
 
 def take(report: Path, task: str, picture: Path) -> None:
