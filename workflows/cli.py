@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -39,6 +39,7 @@ from workflows.console import (
 from workflows.models import ModelStoreError
 from workflows.planning import Selection, UnknownStepError
 from workflows.session import Session
+from workflows.steps import Step
 from workflows.storage import Storage, StorageError
 from workflows.submission import check_run_id
 from workflows.suggestions import suggestion
@@ -226,20 +227,27 @@ def _probe(pipeline: Path, overrides: list[str] | None, *, as_json: bool) -> Non
     if opened.plan(selection).missing:
         raise usage_error("the base is not there yet, to be looked at; pretune run makes it first")
     result = run_until_it_ends(opened, selection, fail_fast=False, as_json=as_json)
-    rows = []
-    for step in opened.steps:
-        record = opened.artifacts.find(step) if step.kind == "probe" else None
-        if record is not None:
-            task, _, _ = step.name.rpartition(".")
-            metric = config.tasks[task].metric
-            scores = {"head": record.facts["head"], **record.facts["baselines"]}
-            of_metric = {name: round(found[metric], 4) for name, found in scores.items()}
-            rows.append({"task": task, "metric": metric, "rows": record.facts["rows"], **of_metric})
+    looks = [_look(opened, step) for step in opened.steps if step.kind == "probe"]
+    found = [look for look in looks if look]
     if as_json:
-        print_json(rows)
-    elif rows:
-        out.print(table_of(rows))
+        print_json(found)
+    elif found:
+        unseen = ("task", "rows")  # so that a line fits into 80 columns
+        out.print(table_of([{key: one[key] for key in one if key not in unseen} for one in found]))
     end_by_failures(result)
+
+
+def _look(opened: Session, step: Step) -> dict[str, Any]:
+    """What a look at a base found; nothing where it failed."""
+    record = opened.artifacts.find(step)
+    if record is None:
+        return {}
+    task, _, _ = step.name.rpartition(".")
+    metric = opened.config.tasks[task].metric
+    scores = {"head": record.facts["head"], **record.facts["baselines"]}
+    of_metric = {name: round(found[metric], 4) for name, found in scores.items()}
+    about = {"step": step.name, "task": task, "metric": metric, "rows": record.facts["rows"]}
+    return about | of_metric
 
 
 def _run_to_the_end(

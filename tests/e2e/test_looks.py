@@ -41,3 +41,7 @@ def test_each_branch_is_looked_at_and_the_best_one_is_tuned(tmp_path: Path) -> N
     assert f"This task was tuned from {facts['tone.base']['chosen']}" in page
     again = pretune("run", pipeline, "--json", folder=tmp_path)
     assert set(json.loads(again.stdout)["states"].values()) == {"reused"}
+    told = pretune("plan", pipeline, "--probe", "--json", folder=tmp_path)
+    assert {row["step"]: row["head"] for row in json.loads(told.stdout)} == {
+        f"tone.probe{at}": round(looks[base], 4) for base, at in bases.items()
+    }
