@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import boto3
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from cluster.config import ClusterConfig, RetryConfig
@@ -221,6 +223,13 @@ def write_pipeline(folder: Path, data: dict[str, Any]) -> Path:
 def s3(monkeypatch_session: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a bucket on an S3 server in this process."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    put, one_at_a_time = S3Response.put_object, threading.Lock()
+
+    def put_at_once(response: S3Response) -> Any:
+        with one_at_a_time:  # S3 itself looks and writes in one act, where it is to create
+            return put(response)
+
+    monkeypatch_session.setattr(S3Response, "put_object", put_at_once)
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

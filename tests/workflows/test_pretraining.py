@@ -129,6 +129,7 @@ _LIMITED = """
 import json, resource, sys
 from pathlib import Path
 from cluster.local import LocalCluster
+from trainers import pretrain  # what it loads is not in the limit
 from workflows import runner
 from workflows.config import load_config
 from workflows.planning import Selection
