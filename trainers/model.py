@@ -1,5 +1,6 @@
 """`transformers` models: from a configuration or a checkpoint, per objective and per task."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from trainers import segments
 from trainers.config import POSITION_FIELDS, ModelConfig, Objective
 from trainers.errors import DataError
 from trainers.pretrain_config import Attention
+
+logger = logging.getLogger(__name__)
 
 # A bar for each file read or written says nothing in a log and disturbs a terminal.
 disable_progress_bar()
@@ -55,7 +58,7 @@ def for_pretraining(
         base: folder of the pipeline file, for `model.from`.
         tokenizer: of the tokens it will see.
         sequence_length: of training.
-        seed: of new weights.
+        seed: of new weights, of an existing model its head's where its files lack one.
         attention: how attention is computed; None is what `transformers` takes.
         construction: how modules come to be; None makes them whole in this process.
 
@@ -63,7 +66,7 @@ def for_pretraining(
         DataError: the configuration does not describe a model that fits tokenizer and sequences.
     """
     if config.from_:
-        model = _existing_model(config, base, attention, construction)
+        model = _existing_model(config, base, seed, attention, construction)
     else:
         model = _new_model(config, tokenizer, sequence_length, seed, attention, construction)
     network = model.config
@@ -187,21 +190,46 @@ def export(
 def _existing_model(
     config: ModelConfig,
     base: Path,
+    seed: int,
     attention: Attention | None,
     construction: Construction | None,
 ) -> PreTrainedModel:
     folder = str(base / str(config.from_))
-    try:
-        load = partial(
-            _HEAD_OF_OBJECTIVE[config.objective].from_pretrained,
+    missing: list[str] = []
+
+    def load() -> PreTrainedModel:
+        torch.manual_seed(seed)  # of a head that the files lack
+        found, told = _HEAD_OF_OBJECTIVE[config.objective].from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation=attention,
+            output_loading_info=True,
         )
-        model: PreTrainedModel = construction.existing(load) if construction else load()
+        missing.extend(sorted(told["missing_keys"]))
+        network: PreTrainedModel = found
+        return network
+
+    try:
+        model = construction.existing(load) if construction else load()
     except (ImportError, OSError, ValueError) as error:
         raise DataError(f"model.from: {folder}: {_in_one_line(error)}") from error
+    lacking = [name for name in missing if is_of_backbone(model, name)]
+    if lacking:
+        raise DataError(
+            f"model.from: {folder}: its files lack {len(lacking)} weights of a "
+            f"{model.config.model_type}, first {lacking[0]}"
+        )
+    if missing:
+        told = f"{len(missing)} weights that its files lack, first {missing[0]}"
+        logger.warning("model.from: %s: the head is new: %s", folder, told)
     return model
+
+
+def is_of_backbone(model: PreTrainedModel, name: str) -> bool:
+    """Whether a weight is of what tasks share; heads and poolers are made anew for each."""
+    is_bare = model is model.base_model
+    is_inside = is_bare or name.startswith(f"{model.base_model_prefix}.")
+    return is_inside and ".pooler." not in f".{name}."
 
 
 def _new_model(

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from worlds import LLAMA, Reports, moved, prepare, run
 
 from trainers import bases, model, tokenizer
 from trainers.config import ModelConfig
+from trainers.errors import DataError
 from trainers.model import AutoModelForCausalLM
 
 CONFIGS = {
@@ -57,3 +59,36 @@ def test_weights_in_several_files_are_read_whole(tmp_path: Path) -> None:
     config = ModelConfig.model_validate({"from": "sharded"})
     again = model.for_pretraining(config, tmp_path, loaded, 16, 0)
     assert np.array_equal(again.lm_head.weight.detach().numpy(), built.lm_head.weight.detach())
+
+
+def test_a_head_that_the_base_lacks_is_made_from_the_seed_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An encoder of sentences, for example, has lost the head that it was pretrained with."""
+    work = prepare(tmp_path / "world")
+    loaded = tokenizer.load(work.tokenizer)
+    built = model.for_pretraining(CONFIGS["bert"], tmp_path, loaded, 16, 0)
+    built.base_model.save_pretrained(tmp_path / "encoder")
+    config = ModelConfig.model_validate({"from": "encoder", "objective": "masked"})
+
+    def head(seed: int) -> np.ndarray:
+        torch.rand(seed + 1)  # whatever was drawn before
+        found = model.for_pretraining(config, tmp_path, loaded, 16, seed)
+        return found.cls.predictions.transform.dense.weight.detach().numpy()
+
+    assert np.array_equal(head(0), head(0))
+    assert not np.array_equal(head(0), head(1))
+    assert "the head is new: 6 weights that its files lack, first cls.predictions" in caplog.text
+
+
+def test_a_base_that_lacks_more_than_a_head_is_refused(tmp_path: Path) -> None:
+    work = prepare(tmp_path / "world")
+    loaded = tokenizer.load(work.tokenizer)
+    built = model.for_pretraining(CONFIGS["bert"], tmp_path, loaded, 16, 0)
+    weights = built.state_dict()
+    lost = "bert.encoder.layer.0.output.dense.weight"
+    kept = {name: weight for name, weight in weights.items() if name != lost}
+    built.save_pretrained(tmp_path / "damaged", state_dict=kept)
+    config = ModelConfig.model_validate({"from": "damaged", "objective": "masked"})
+    with pytest.raises(DataError, match=f"its files lack 1 weights of a bert, first {lost}"):
+        model.for_pretraining(config, tmp_path, loaded, 16, 0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import write_classification, write_corpus, write_pipeline
+from conftest import write_classification, write_pipeline
 
 from workflows.config import ConfigError, load_config
 from workflows.outside import inspect
@@ -81,13 +81,13 @@ def test_example_plans_with_the_files_it_names(tmp_path: Path) -> None:
     path.write_bytes(EXAMPLE.read_bytes())
     config = load_config(path)
     base = (path.parent / str(config.model.from_)).resolve()
-    domain = tmp_path / "data" / "domain"
-    domain.mkdir(parents=True)
+    demo = tmp_path / "data" / "demo"
+    demo.mkdir(parents=True)
     base.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (base / name).write_text("{}", encoding="utf-8")
-    write_corpus(domain / "texts.txt")
-    write_classification(domain / "topics.csv")
+    (demo / "tweets.jsonl").write_text('{"text": "a tweet"}\n', encoding="utf-8")
+    write_classification(demo / "sentiment.csv")
     outside = inspect(config, path.parent)
     assert {Path(file).resolve() for file in outside.model} == {base}
     steps = build_steps(config, outside)
