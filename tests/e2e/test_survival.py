@@ -140,6 +140,7 @@ def test_whole_pipeline_runs_on_an_object_store(tmp_path: Path, remote: Storage)
     (tmp_path / "corpus.txt").write_text("\n".join(lines[:200]), encoding="utf-8")
     data["corpus"]["sources"].append({"path": f"{remote.root}/corpus/*.txt", "weight": 0.5})
     data["pretrain"] |= {"packing": "best_fit", "shuffle_shards": 1}
+    del data["tasks"]["places"]
     pipeline = write_pipeline(tmp_path, data)
     answer = pretune("run", pipeline, "--json", folder=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
