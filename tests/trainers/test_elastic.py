@@ -2,8 +2,6 @@
 
 import json
 import random
-import signal
-import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -11,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_ranks
+from rank_processes import Rank
 from test_ranks import run_ranks, weights
 from worlds import moved, prepare
 
@@ -55,12 +55,12 @@ def test_two_ranks_then_one_then_two_lose_as_two_throughout(
     assert not list(third.checkpoints.glob("universal*"))
 
 
-def kill_after(process: "subprocess.Popen[str]", root: Path, *, files: int, delay_s: float) -> None:
+def kill_after(process: Rank, root: Path, *, files: int, delay_s: float) -> None:
     """SIGKILL a rank once so many files of checkpoints were seen, perhaps half written."""
     while process.poll() is None and len(list(root.rglob("*.pt"))) < files:
         time.sleep(0.001)
     time.sleep(delay_s)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
 
 
 @pytest.mark.parametrize("files", [1, pytest.param(4, marks=pytest.mark.soak)])
@@ -71,10 +71,9 @@ def test_rank_killed_while_a_checkpoint_is_written_goes_on_to_the_same_weights(
     whole, cut, rest = (moved(work, tmp_path / name, **settings) for name in ("a", "b", "c"))
     run_ranks(whole, tmp_path)
     delay_s = random.Random(files).uniform(0.0, 0.02)
-    started = subprocess.Popen
 
-    def start(*args: Any, **kwargs: Any) -> Any:
-        process = started(*args, **kwargs)
+    def start(*given: Any) -> Rank:
+        process = Rank(*given)
         arguments = {"files": files, "delay_s": delay_s}
         killer = threading.Thread(
             target=kill_after, args=(process, cut.checkpoints), kwargs=arguments, daemon=True
@@ -83,7 +82,7 @@ def test_rank_killed_while_a_checkpoint_is_written_goes_on_to_the_same_weights(
         return process
 
     with monkeypatch.context() as patched:
-        patched.setattr(subprocess, "Popen", start)
+        patched.setattr(test_ranks, "Rank", start)
         run_ranks(cut, tmp_path, kill_after=20)
     run_ranks(goes_on(rest, cut), tmp_path)
     assert weights(rest) == weights(whole)

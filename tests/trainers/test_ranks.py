@@ -5,13 +5,13 @@ import math
 import os
 import pickle
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rank_processes import HERE, Rank, fresh
 from safetensors.numpy import load_file
 from worlds import Reports, moved, prepare, run
 
@@ -20,7 +20,6 @@ from trainers.pretrain import PretrainWork
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).parent
 KILLED = 9
 
 
@@ -38,8 +37,11 @@ def free_port() -> int:
 
 def start_ranks(
     script: str, arguments: Sequence[Path], folder: Path, number: int, **environment: str
-) -> tuple[list[subprocess.Popen[bytes]], list[Path]]:
-    """Ranks that run a script of this folder, and their logs."""
+) -> tuple[list[Any], list[Path]]:
+    """Ranks that run a script of this folder, and their logs; in an environment of their own they
+    import everything in it.
+    """
+    start = fresh if environment else Rank
     common = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, [HERE.parents[1], HERE, HERE.parent])),
@@ -49,15 +51,9 @@ def start_ranks(
         "MASTER_PORT": str(free_port()),
         **environment,
     }
-    command = [sys.executable, str(HERE / script), *map(str, arguments)]
     logs = [folder / f"rank{rank}.log" for rank in range(number)]
     ranks = [
-        subprocess.Popen(
-            command,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log.open("w"),  # a pipe that nobody reads would fill up and stop its rank
-            stderr=subprocess.STDOUT,
-        )
+        start(script, arguments, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log)
         for rank, log in enumerate(logs)
     ]
     return ranks, logs
