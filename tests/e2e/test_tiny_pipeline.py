@@ -320,6 +320,7 @@ def run_until_stopped(pipeline: Path, storage: Path, stop: Callable[[int], None]
     return process.wait()
 
 
+@pytest.mark.soak
 def test_stopped_and_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     data = tiny_pipeline(tmp_path)
     data["pretrain"]["tokens"] = 700 * 256
